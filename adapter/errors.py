@@ -1,0 +1,151 @@
+"""The exceptions of this program: one class for each different thing that a caller does next.
+
+```
+AdapterError
+├── ConfigError                 stop (exit 2); lists every problem with its place
+├── GatewayError
+│   ├── GatewayConnectionError  no answer, or not HTTP 200   -> back off, try again (P5)
+│   ├── GatewayProtocolError    an answer we cannot read     -> count, keep its head, back off (P14)
+│   └── RetcodeError            the gateway said no          -> answer the command with its code
+├── BrokerError
+│   ├── BrokerConnectionError   not there, or lost           -> connect again; entries stay stored
+│   └── BrokerAuthError         log-in refused               -> at start: stop (exit 1); later: try again
+├── StorageError
+│   ├── StorageInUseError       another process has it       -> stop (exit 3)
+│   └── StorageFullError        nothing more can be stored   -> no new poll until there is room (D4)
+├── CommandError                a command we refuse          -> answer it with the reason
+└── StartError                  cannot run as asked          -> stop with its exit code
+```
+
+Rules of this file: exceptions keep what they know in fields and build their own message from them;
+no message ever holds a GUID, a password, a cookie or call data.
+"""
+
+from dataclasses import dataclass
+
+
+class AdapterError(Exception):
+    """Anything that this program raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a configuration file.
+
+    Attributes:
+        place: File and line, then the path of keys: ``config.yaml:12: agents[1].sign_in.phone``.
+        expected: What should stand there and what does, without a secret's value.
+    """
+
+    place: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.expected}"
+
+
+class ConfigError(AdapterError):
+    """The configuration cannot be used; every problem of the file is listed."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class GatewayError(AdapterError):
+    """The gateway did not do what was asked."""
+
+
+class GatewayConnectionError(GatewayError):
+    """There was no answer, or one with another status than 200.
+
+    Attributes:
+        answer_lost: Whether the gateway may have sent an event which did not arrive: the request
+            had been sent, and no whole answer came back.
+        status: The HTTP status, or `None` where no answer came.
+    """
+
+    def __init__(self, reason: str, *, answer_lost: bool, status: int | None = None) -> None:
+        self.reason = reason
+        self.answer_lost = answer_lost
+        self.status = status
+        super().__init__(reason)
+
+
+class GatewayProtocolError(GatewayError):
+    """A 200 answer which cannot be read. It may have held an event (P14).
+
+    Attributes:
+        reason: What is wrong with it.
+        head: The first 4 KiB of the body.
+        size_bytes: How much of the body was seen before reading stopped.
+        guid: The GUID that came with it in ``Set-GUID``, if any: also an unreadable answer renews it (P8).
+    """
+
+    def __init__(self, reason: str, *, head: bytes, size_bytes: int, guid: str | None = None) -> None:
+        self.reason = reason
+        self.head = head
+        self.size_bytes = size_bytes
+        self.guid = guid
+        super().__init__(f"unreadable answer: {reason} ({size_bytes} bytes)")
+
+    def __repr__(self) -> str:
+        return f"GatewayProtocolError({self.reason!r}, size_bytes={self.size_bytes})"
+
+
+class RetcodeError(GatewayError):
+    """The gateway refused a request with a retcode other than "0"."""
+
+    def __init__(self, retcode: str, message: str) -> None:
+        self.retcode = retcode
+        self.message = message
+        super().__init__(f"retcode {retcode}" + (f": {message}" if message else ""))
+
+
+class BrokerError(AdapterError):
+    """The MQTT broker did not do what was asked."""
+
+
+class BrokerConnectionError(BrokerError):
+    """The broker is not there, or the connection was lost."""
+
+
+class BrokerAuthError(BrokerError):
+    """The broker refused the log-in."""
+
+
+class StorageError(AdapterError):
+    """The database cannot be used."""
+
+
+class StorageInUseError(StorageError):
+    """Another process works on the same `storage.path` (D5)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: in use by another process; each adapter needs a storage.path of its own")
+
+
+class StorageFullError(StorageError):
+    """Nothing more can be stored for now: the disk is full, or `storage.max_mb` is reached (D4)."""
+
+
+class CommandError(AdapterError):
+    """A command is refused; the reason is one that its sender can act on."""
+
+    def __init__(self, reason: str, retcode: str | None = None) -> None:
+        self.reason = reason
+        self.retcode = retcode
+        super().__init__(reason)
+
+
+class StartError(AdapterError):
+    """The program cannot run as asked, and trying again would not help.
+
+    Attributes:
+        exit_code: What the process ends with: 1 failure, 2 wrong usage or configuration.
+    """
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(reason)
