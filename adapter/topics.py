@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 WORK_NO = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a work number may look like: one topic level, safe in ids and file names. Not ``bridge``, which is ours."""
+"""What a work number looks like: one topic level, safe in ids and file names. ``bridge`` is ours."""
 
 BRIDGE = "bridge"
 
@@ -52,7 +52,7 @@ class Topics:
         return (self.event(work_no), self.state(work_no), self.session(work_no), self.availability(work_no))
 
     def command(self, work_no: str, kind: str) -> str:
-        """Name the topic of an agent's commands; `kind` is ``calldata`` or ``session``, `work_no` may be ``+``."""
+        """Name the topic of commands of `kind` ``calldata`` or ``session``; `work_no` may be ``+``."""
         return f"{self.prefix}/{work_no}/{kind}/set"
 
     def result(self, work_no: str, kind: str) -> str:
