@@ -115,15 +115,23 @@ class BrokerAuthError(BrokerError):
 
 
 class StorageError(AdapterError):
-    """The database cannot be used."""
+    """The database cannot be used.
+
+    Attributes:
+        path: `storage.path`.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
 
 
 class StorageInUseError(StorageError):
     """Another process works on the same `storage.path` (D5)."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        super().__init__(f"{path}: in use by another process; each adapter needs a storage.path of its own")
+        super().__init__(path, "in use by another process; each adapter needs a storage.path of its own")
 
 
 class StorageFullError(StorageError):
