@@ -1,0 +1,338 @@
+"""One MQTT connection, as an async context manager: what the packets mean.
+
+Rules of this file:
+1. The outbox is the only memory of unsent messages: a new paho client for each connection, clean start always, and
+   nothing is sent again from here.
+2. Left without an exception, a connection ends with DISCONNECT; left with one, without, so that the will goes out
+   [MQTT-3.14.4-3].
+3. A command is acknowledged by `ack()` alone (C3), and every callback comes on the event loop's thread, never from
+   within a call of ours.
+4. paho's exceptions and types end here.
+
+Source: MQTT Version 5.0 and MQTT Version 3.1.1, OASIS Standards; the clauses are cited where they apply.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
+
+from paho.mqtt.client import Client, MQTTMessage, error_string
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from adapter.config import MqttConfig
+from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
+from adapter.mqtt_message import (
+    Message,
+    Received,
+    check_topic,
+    packet_size,
+    parse_received,
+    publish_properties,
+)
+from adapter.paho_loop import PahoLoop
+
+ProtocolName = Literal["5", "3.1.1"]
+OnAck = Callable[[str | None], None]
+
+CONNECT_TIMEOUT_S = 10.0
+"""Seconds from the first name look-up to CONNACK: a broker that is there answers within one."""
+
+ACK_TIMEOUT_S = 60.0
+"""Seconds without any PUBACK for the oldest message, after which the connection counts as lost."""
+
+FLUSH_S = 3.0
+"""Seconds that a clean end may take to write what is still in line, DISCONNECT included."""
+
+_NOT_SPOKEN = 0x84
+_LOG_IN_REFUSED = frozenset({0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK: bad user name or password, not authorized, banned, bad authentication method. Source: MQTT 5.0, 3.2.2.2;
+paho gives the return codes 4 and 5 of 3.1.1 as the first two."""
+
+
+class ProtocolRefusedError(BrokerConnectionError):
+    """The broker does not speak this version of MQTT, or hung up before answering, which can mean the same.
+
+    Attributes:
+        said: Whether it said so.
+    """
+
+    def __init__(self, reason: str, *, said: bool) -> None:
+        self.said = said
+        super().__init__(reason)
+
+
+class Connection:
+    """One connection to the broker in one protocol version; used once, as an async context manager.
+
+    Entering it raises BrokerConnectionError (not there, TLS, no answer), its subclass ProtocolRefusedError, or
+    BrokerAuthError.
+
+    Attributes:
+        protocol: The version spoken, ``"5"`` or ``"3.1.1"``.
+        receive_maximum: How many QoS 1 messages may be in flight: the broker's Receive Maximum
+            [MQTT-3.3.4-9]; 65,535, which is all packet identifiers, where it names none.
+        maximum_packet_size: Bytes of the largest packet that the broker takes; `None` where it names none.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a connection is made of
+        self,
+        config: MqttConfig,
+        *,
+        client_id: str,
+        will: Message | None,
+        protocol: ProtocolName,
+        on_message: Callable[[Received], None],
+        tls: ssl.SSLContext | None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        ack_timeout_s: float = ACK_TIMEOUT_S,
+    ) -> None:
+        self.protocol = protocol
+        self.receive_maximum = 65_535
+        self.maximum_packet_size: int | None = None
+        self._config = config
+        self._five = protocol == "5"
+        self._place = f"{config.host}:{config.port}"
+        self._on_message = on_message
+        self._connect_timeout_s = connect_timeout_s
+        self._ack_timeout_s = ack_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._gone = asyncio.Event()
+        self._reason = ""
+        self._connack: asyncio.Future[None] = self._loop.create_future()
+        self._subacks: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._acks: dict[int, OnAck] = {}
+        self._oldest = (0, 0.0)
+        self._held: deque[tuple[Message, OnAck]] = deque()
+        self._unacknowledged: dict[int, Received] = {}
+        self._client = self._new_client(client_id, will, tls)
+        self._line = PahoLoop(self._client, self._look_for_silence)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            self._line.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._gone.is_set():
+                self._client.disconnect()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FLUSH_S):
+                        await self._gone.wait()
+        finally:
+            self._line.close()
+            self._end("closed")
+
+    @property
+    def in_flight(self) -> int:
+        """How many QoS 1 messages wait for their PUBACK, those held back here included."""
+        return len(self._acks) + len(self._held)
+
+    def publish(self, message: Message, on_ack: OnAck | None = None) -> None:
+        """Hand a message to the broker, in order; returns at once, and `on_ack` comes later, never from within.
+
+        More than `receive_maximum` are not sent: what exceeds it waits here, in order, for a PUBACK. A connection
+        that is lost acknowledges nothing any more.
+
+        Args:
+            message: What to publish.
+            on_ack: Called once: with `None` when the broker took the message over (PUBACK), or with the reason why
+                it cannot ("Not authorized", or too large for it). Left out where nobody wants to know; not called
+                with QoS 0, except with the reason why the message cannot be sent at all.
+
+        Raises:
+            BrokerConnectionError: The connection is lost; nothing was sent.
+        """
+        if self._gone.is_set():
+            raise BrokerConnectionError(self._reason)
+        if message.qos == 0:
+            self._send(message, on_ack or _nobody_asks)
+        elif self._held or len(self._acks) >= self.receive_maximum:
+            self._held.append((message, on_ack or _nobody_asks))
+        else:
+            self._send(message, on_ack or _nobody_asks)
+
+    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """Subscribe to topic filters, each with its QoS, and wait until the broker has agreed.
+
+        Raises:
+            BrokerError: It refused one of them.
+            BrokerConnectionError: The connection was lost, or there was no answer.
+        """
+        if self._gone.is_set():
+            raise BrokerConnectionError(self._reason)
+        _, mid = self._client.subscribe(list(filters))
+        assert mid is not None, "paho has a socket while the connection is not gone"  # noqa: S101 - for mypy
+        suback = self._subacks[mid] = self._loop.create_future()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                reasons = await suback
+        except TimeoutError as err:
+            raise BrokerConnectionError(f"{self._place}: no answer to SUBSCRIBE") from err
+        finally:
+            self._subacks.pop(mid, None)
+        refused = [
+            f"{topic} ({reason})" for (topic, _), reason in zip(filters, reasons, strict=True) if reason.is_failure
+        ]
+        if refused:
+            raise BrokerError(f"{self._place}: subscription refused: {', '.join(refused)}")
+
+    def ack(self, received: Received) -> None:
+        """Acknowledge a received message, so that the broker forgets it (C3).
+
+        Call it in the order in which messages came [MQTT-4.6.0-2]. A message of another connection, of QoS 0, or one
+        that was acknowledged already is left alone: its identifier may be another message's by now.
+        """
+        if self._unacknowledged.get(received.mid) is received:
+            del self._unacknowledged[received.mid]
+            self._client.ack(received.mid, received.qos)
+
+    async def lost(self) -> NoReturn:
+        """Wait until the connection is gone.
+
+        Raises:
+            BrokerConnectionError: It is, and why.
+        """
+        await self._gone.wait()
+        raise BrokerConnectionError(self._reason)
+
+    def _new_client(self, client_id: str, will: Message | None, tls: ssl.SSLContext | None) -> Client:
+        config = self._config
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if self._five else True,  # with MQTT 5, clean start is what connect() does first
+            protocol=MQTTProtocolVersion.MQTTv5 if self._five else MQTTProtocolVersion.MQTTv311,
+            transport="websockets" if config.scheme in ("ws", "wss") else "tcp",
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.max_inflight_messages = 0  # no limit of paho's: it searches its whole window at each PUBACK
+        client.username_pw_set(config.username, config.password)
+        client.ws_set_options(config.path)
+        if tls is not None:
+            client.tls_set_context(tls)
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_received
+        return client
+
+    async def _open(self) -> None:
+        config, seconds = self._config, self._connect_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                await self._line.connect(config.host, config.port, config.keepalive_s, seconds)
+                await self._connack
+        except TimeoutError as err:
+            raise BrokerConnectionError(f"{self._place}: no answer within {seconds:g} s") from err
+        except (OSError, ValueError) as err:
+            raise BrokerConnectionError(f"{self._place}: {_explain(err)}") from err
+
+    def _send(self, message: Message, on_ack: OnAck) -> None:
+        properties = publish_properties(message) if self._five else None
+        limit = self.maximum_packet_size
+        if limit is not None and packet_size(message, properties) > limit:
+            self._loop.call_soon(on_ack, f"larger than the broker's limit of {limit} bytes")
+            return
+        try:
+            check_topic(message.topic)
+            info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        except ValueError as err:
+            self._loop.call_soon(on_ack, str(err))
+            return
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            # The identifier is that of a message which 65,535 others have overtaken: it will never be acknowledged.
+            self._line.close()
+            self._end(error_string(info.rc))
+        elif message.qos:
+            self._acks[info.mid] = on_ack
+
+    def _end(self, reason: str) -> None:
+        if self._gone.is_set():
+            return
+        self._reason = f"{self._place}: {reason}"
+        self._gone.set()
+        if not self._connack.done():
+            self._connack.set_exception(ProtocolRefusedError(f"{self._reason}, before CONNACK", said=False))
+        for suback in self._subacks.values():
+            if not suback.done():
+                suback.set_exception(BrokerConnectionError(self._reason))
+
+    def _look_for_silence(self) -> None:
+        oldest, now = next(iter(self._acks), 0), self._loop.time()
+        if oldest != self._oldest[0]:
+            self._oldest = (oldest, now)
+        elif oldest and now - self._oldest[1] > self._ack_timeout_s:
+            self._line.close()
+            self._end(f"no acknowledgment (PUBACK) within {self._ack_timeout_s:g} s")
+
+    def _on_connect(self, _client: Client, _userdata: object, _flags: object, reason: ReasonCode, granted: Any) -> None:  # noqa: ANN401 - paho's Properties have dynamic members
+        if self._connack.done():  # the deadline has just passed
+            return
+        text = f"{self._place}: {reason}"
+        if not reason.is_failure:
+            self.receive_maximum = getattr(granted, "ReceiveMaximum", self.receive_maximum)
+            self.maximum_packet_size = getattr(granted, "MaximumPacketSize", None)
+            self._connack.set_result(None)
+        elif reason.value in _LOG_IN_REFUSED:
+            self._connack.set_exception(BrokerAuthError(text))
+        elif reason.value == _NOT_SPOKEN:
+            self._connack.set_exception(ProtocolRefusedError(text, said=True))
+        else:
+            self._connack.set_exception(BrokerConnectionError(text))
+
+    def _on_disconnect(self, _client: Client, _userdata: object, flags: Any, reason: ReasonCode, _: object) -> None:  # noqa: ANN401 - paho's DisconnectFlags
+        if flags.is_disconnect_packet_from_server:
+            self._end(f"the broker ended the connection: {reason}")
+        elif reason == "Keep alive timeout":
+            self._end(f"the broker is silent for {self._config.keepalive_s} s")
+        else:
+            self._end("connection closed" if reason.is_failure else "disconnected")
+
+    def _on_publish(self, _client: Client, _userdata: object, mid: int, reason: ReasonCode, _: object) -> None:
+        on_ack = self._acks.pop(mid, None)
+        if on_ack is None:  # paho tells of QoS 0 here too, when it is written
+            return
+        self._loop.call_soon(on_ack, str(reason) if reason.is_failure else None)
+        while self._held and len(self._acks) < self.receive_maximum:
+            self._send(*self._held.popleft())
+
+    def _on_subscribe(self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _: object) -> None:
+        suback = self._subacks.get(mid)
+        if suback is not None and not suback.done():
+            suback.set_result(reasons)
+
+    def _on_received(self, client: Client, _userdata: object, message: MQTTMessage) -> None:
+        received = parse_received(message)
+        if received is None:
+            client.ack(message.mid, message.qos)
+            return
+        if received.qos:
+            self._unacknowledged[received.mid] = received
+        self._loop.call_soon(self._on_message, received)
+
+
+def _explain(err: Exception) -> str:
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {err.verify_message}"
+    if isinstance(err, OSError) and err.strerror:
+        return err.strerror
+    return str(err) or type(err).__name__
+
+
+def _nobody_asks(_reason: str | None) -> None:
+    pass

@@ -1,0 +1,181 @@
+"""Plumbing: one paho client on the running asyncio event loop, for one connection.
+
+paho's own thread waits with `select.select()`, which fails without a word for a file descriptor of 1,024 or
+more (paho issues #183, #819): an adapter with 1,000 open polls would lose MQTT at its first reconnect. So its
+socket callbacks are tied to `add_reader` and `add_writer` here, and nothing else of this program knows how.
+
+Rules of this file:
+1. paho's public interface only, and no meaning of MQTT: what a packet says is `broker`'s.
+2. Whatever blocks (name look-up, TCP, TLS and websocket handshakes) runs in a thread that nobody has to wait for.
+   Everything else, every callback included, runs on the event loop's thread.
+3. A client serves one connection. paho would send again what was not acknowledged; that is the outbox's part.
+"""
+
+import asyncio
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt.client import Client
+
+TICK_S = 0.5
+"""Seconds between looks at the keepalive; small against the shortest keepalive, which is one second."""
+
+
+class PahoLoop:
+    """Drives one paho client; set the client's other callbacks before `connect`.
+
+    Args:
+        client: A new client, made with ``reconnect_on_failure=False``.
+        on_tick: Called every `TICK_S` seconds while the connection is open.
+    """
+
+    def __init__(self, client: Client, on_tick: Callable[[], None]) -> None:
+        self._client = client
+        self._on_tick = on_tick
+        self._loop = asyncio.get_running_loop()
+        self._fd = -1
+        self._pending: Callable[[], int] = _nothing_pending
+        self._timer: asyncio.TimerHandle | None = None
+        client.on_socket_close = self._on_socket_close
+        client.on_socket_register_write = self._on_register_write
+        client.on_socket_unregister_write = self._on_unregister_write
+
+    async def connect(self, host: str, port: int, keepalive_s: int, timeout_s: float) -> None:
+        """Open the connection and send CONNECT; the answer comes by the client's `on_connect`.
+
+        May be cancelled at any time: CONNECT is not sent then, and the socket is closed as soon as there is one.
+
+        Args:
+            host: Name or address of the broker.
+            port: Its port.
+            keepalive_s: Seconds of silence after which paho asks whether the broker is still there.
+            timeout_s: Seconds for each step: TCP, TLS, websocket. The whole is the caller's to limit.
+
+        Raises:
+            OSError: It is not there, or a handshake failed.
+            ValueError: What answers is not what was expected, for example no websocket.
+        """
+        self._client.connect_timeout = timeout_s
+        opened: asyncio.Future[None] = self._loop.create_future()
+        # Not in the loop's executor: asyncio.run() waits for its threads, and a name look-up can take minutes.
+        threading.Thread(
+            target=_connect_blocking,
+            args=(self._client, host, port, keepalive_s, self._loop, opened),
+            name=f"mqtt-connect[{host}:{port}]",
+            daemon=True,
+        ).start()
+        await opened
+        self._attach()
+
+    def close(self) -> None:
+        """Close the socket as it is, without DISCONNECT (so the broker publishes the will); again does nothing."""
+        self._detach()
+        _hang_up(self._client)
+
+    def _attach(self) -> None:
+        sock: Any = self._client.socket()
+        if self._client.transport == "websockets":
+            _repair_websocket(sock)
+        self._pending = getattr(sock, "pending", _nothing_pending)
+        self._fd = sock.fileno()
+        self._loop.add_reader(self._fd, self._read)
+        self._loop.add_writer(self._fd, self._client.loop_write)  # CONNECT waits to be written
+        self._tick()
+
+    def _detach(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._on_tick()
+        self._client.loop_misc()
+
+    def _read(self) -> None:
+        self._client.loop_read()
+        # One TLS record can hold many packets. Once it is decrypted the socket no longer counts as readable,
+        # so the rest would lie until the broker sends something more.
+        while self._fd >= 0 and self._pending():
+            self._client.loop_read()
+
+    def _on_socket_close(self, _client: Client, _userdata: object, _sock: object) -> None:
+        self._detach()
+
+    def _on_register_write(self, _client: Client, _userdata: object, _sock: object) -> None:
+        if self._fd >= 0:  # else connect's thread has just put CONNECT in line
+            self._loop.add_writer(self._fd, self._client.loop_write)
+
+    def _on_unregister_write(self, _client: Client, _userdata: object, _sock: object) -> None:
+        if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+
+
+def _connect_blocking(  # noqa: PLR0913, PLR0917 - what a thread is given
+    client: Client,
+    host: str,
+    port: int,
+    keepalive_s: int,
+    loop: asyncio.AbstractEventLoop,
+    opened: asyncio.Future[None],
+) -> None:
+    error: Exception | None = None
+    try:
+        client.connect(host, port, keepalive_s)
+    except (OSError, ValueError, IndexError) as err:  # the last two: paho reading what is no websocket answer
+        _close_leftovers(err)
+        error = err if isinstance(err, OSError) else ValueError(str(err))
+    try:
+        loop.call_soon_threadsafe(_hand_over, client, opened, error)
+    except RuntimeError:  # the loop was closed meanwhile: the program ends
+        _hang_up(client)
+
+
+def _hand_over(client: Client, opened: asyncio.Future[None], error: Exception | None) -> None:
+    if opened.done():  # nobody waits any more
+        _hang_up(client)
+    elif error is not None:
+        opened.set_exception(error)
+    else:
+        opened.set_result(None)
+
+
+def _hang_up(client: Client) -> None:
+    sock = client.socket()
+    if sock is not None:
+        sock.close()
+
+
+def _close_leftovers(error: Exception) -> None:
+    """Close the socket of a failed handshake: paho leaves it open for as long as the exception lives."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, socket.socket):
+                value.close()
+
+
+def _repair_websocket(sock: Any) -> None:  # noqa: ANN401 - paho's wrapper, known by its send() alone
+    """Keep paho from losing a packet when a websocket frame could be written in part only.
+
+    Its wrapper then says that 0 bytes were sent, upon which `loop_write` forgets the packet, and takes the rest of
+    the frame for the next one (paho-mqtt 2.2.0, `Client._packet_write`). That the socket would block, it handles.
+    """
+    send: Callable[[bytes], int] = sock.send
+
+    def send_whole(data: bytes) -> int:
+        sent = send(data)
+        if sent == 0:
+            raise BlockingIOError
+        return sent
+
+    sock.send = send_whole
+
+
+def _nothing_pending() -> int:
+    return 0
