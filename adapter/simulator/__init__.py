@@ -1,15 +1,15 @@
-"""A simulated CC-Gateway over real HTTPS: for tests, for the demo, and for anybody without a gateway.
+r"""A simulated CC-Gateway over real HTTPS: for tests, for the demo, and for anybody without a gateway.
 
 ```
  serve (command line), day, scenario       what happens to the agents
                  |
-         server.Simulator                  control and records, in the same process
+         server.Simulator                  the gateway on HTTPS
+       /         |        \
+ polling     sessions    gateway           one request each; control and records, in the same process
+    |           |          |
+  rules      answers     agent             what is forbidden; bodies; one agent's session and queue
                  |
- polling     sessions     listener         one request each; connections
-    |           |
-  rules  agent  answers                    what is forbidden; one agent's session and queue; bodies
-                 |
-  wire   faults   records                  HTTP and its troubles; values
+  listener, wire, faults, records          connections, HTTP and its troubles; values
 ```
 
 It imports nothing of the adapter's, so that a mistake in there cannot hide itself here.
@@ -21,7 +21,9 @@ from adapter.simulator.certificates import SimulatorError
 from adapter.simulator.faults import Fault
 from adapter.simulator.records import Call, PauseStatistics, Poll, Violation
 from adapter.simulator.samples import SAMPLES, sample
+from adapter.simulator.scenario import Scenario, load_scenario
 from adapter.simulator.server import Simulator
+from adapter.simulator.yaml_nodes import ScenarioError
 
 __all__ = [
     "SAMPLES",
@@ -30,11 +32,14 @@ __all__ = [
     "Fault",
     "PauseStatistics",
     "Poll",
+    "Scenario",
+    "ScenarioError",
     "Settings",
     "SimAgent",
     "Simulator",
     "SimulatorError",
     "Violation",
     "faults",
+    "load_scenario",
     "sample",
 ]
