@@ -18,16 +18,19 @@ It imports nothing of the adapter's, so that a mistake in there cannot hide itse
 from adapter.simulator import faults
 from adapter.simulator.agent import Event, Settings, SimAgent
 from adapter.simulator.certificates import SimulatorError
+from adapter.simulator.day import Day, demo_agents
 from adapter.simulator.faults import Fault
 from adapter.simulator.records import Call, PauseStatistics, Poll, Violation
 from adapter.simulator.samples import SAMPLES, sample
 from adapter.simulator.scenario import Scenario, load_scenario
+from adapter.simulator.serve import parse_listen, serve
 from adapter.simulator.server import Simulator
 from adapter.simulator.yaml_nodes import ScenarioError
 
 __all__ = [
     "SAMPLES",
     "Call",
+    "Day",
     "Event",
     "Fault",
     "PauseStatistics",
@@ -39,7 +42,10 @@ __all__ = [
     "Simulator",
     "SimulatorError",
     "Violation",
+    "demo_agents",
     "faults",
     "load_scenario",
+    "parse_listen",
     "sample",
+    "serve",
 ]

@@ -22,6 +22,9 @@ Event = Mapping[str, object] | list[object] | bytes
 RECORD_LIMIT = 10_000
 """How many polls and requests of one agent are kept; the oldest go first."""
 
+QUEUE_LIMIT = 100_000
+"""How many events wait for one agent; a simulator that nobody polls must not fill the memory."""
+
 GUIDS_KEPT = 16
 """How many GUIDs of one agent are remembered, to tell an old one from one that was made up."""
 
@@ -175,7 +178,7 @@ class Agent:
         self.guids: dict[str, float] = {}
         self.issued: deque[str] = deque(maxlen=GUIDS_KEPT)
         self.last_seen = 0.0
-        self.queue: deque[Event] = deque()
+        self.queue: deque[Event] = deque(maxlen=QUEUE_LIMIT)
         self.waiters: deque[Waiter] = deque()
         self.polling = 0
         self.poll_count = 0

@@ -11,7 +11,8 @@ from adapter.simulator.agent import Event
 from adapter.simulator.faults import Fault
 from adapter.simulator.scenario import Repeated, Scenario, Step
 
-_PLACEHOLDER = re.compile(r"\$[A-Za-z0-9_]+")
+_PLACEHOLDER = re.compile(r"\$\$?[A-Za-z0-9_]+")
+_OWN = "$$"
 
 
 class Stage(Protocol):
@@ -60,7 +61,7 @@ class Player:
     def __init__(self, stage: Stage, scenario: Scenario) -> None:
         self._stage = stage
         self._scenario = scenario
-        self._ids: dict[str, str] = {}
+        self._ids: dict[tuple[str, str], str] = {}
         self._call_count = 0
 
     async def run(self) -> None:
@@ -90,6 +91,7 @@ class Player:
             if isinstance(step.argument, Repeated):
                 done = 0
                 while done < step.argument.times:
+                    self._forget_own(work_no)
                     await self._play(work_no, step.argument.steps, draw, time.monotonic())
                     done += 1
             else:
@@ -100,9 +102,9 @@ class Player:
         match step.action:
             case "event":
                 event_type, content = step.argument
-                stage.emit_sample(work_no, event_type, self._filled(content))
+                stage.emit_sample(work_no, event_type, self._filled(work_no, content))
             case "emit":
-                stage.emit(work_no, self._filled_mapping(step.argument))
+                stage.emit(work_no, self._filled_mapping(work_no, step.argument))
             case "fault":
                 on, faults = step.argument
                 stage.script(work_no, *faults, on=on)
@@ -117,16 +119,25 @@ class Player:
             case "cut":
                 stage.cut(work_no)
 
-    def _filled(self, value: object) -> object:
-        """Put call ids in place of ``$names``: the same name is the same call for all agents in one pass."""
+    def _forget_own(self, work_no: str) -> None:
+        for key in [key for key in self._ids if key[0] == work_no]:
+            del self._ids[key]
+
+    def _filled(self, work_no: str, value: object) -> object:
+        """Put call ids in place of ``$names``.
+
+        ``$name`` is the same call for all agents in one pass; ``$$name`` is the agent's own, and a new one each time
+        that steps are repeated.
+        """
         if isinstance(value, Mapping):
-            return self._filled_mapping(value)
+            return self._filled_mapping(work_no, value)
         if isinstance(value, str) and _PLACEHOLDER.fullmatch(value):
-            if value not in self._ids:
+            key = (work_no if value.startswith(_OWN) else "", value)
+            if key not in self._ids:
                 self._call_count += 1
-                self._ids[value] = f"{int(time.time())}-{self._call_count}"
-            return self._ids[value]
+                self._ids[key] = f"{int(time.time())}-{self._call_count}"
+            return self._ids[key]
         return value
 
-    def _filled_mapping(self, value: Mapping[str, object]) -> dict[str, object]:
-        return {key: self._filled(member) for key, member in value.items()}
+    def _filled_mapping(self, work_no: str, value: Mapping[str, object]) -> dict[str, object]:
+        return {key: self._filled(work_no, member) for key, member in value.items()}
