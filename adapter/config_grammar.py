@@ -5,11 +5,12 @@ voluptuous reads a configuration by it (`config.load`), and `config_schema` make
 Rule of this file: a key or a default that is not here does not exist.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import voluptuous as vol
 
-from adapter.config_rules import Check, ConflictError, Each, OrOff, Rule, Section, Word
+from adapter.config_rules import Check, ConflictError, Each, ExpectedError, OrOff, Rule, Section, Word
 from adapter.config_words import (
     Url,
     certificates,
@@ -43,7 +44,7 @@ _MASK_ALL = "numbers"
 def _longer_timeout(gateway: dict[str, object]) -> None:
     hold, timeout = cast("float", gateway["hold"]), cast("float", gateway["timeout"])
     if timeout <= hold:
-        raise ConflictError(what=f"expected more seconds than hold ({hold:g}), got {timeout:g}", path=["timeout"])
+        raise ExpectedError(what="more seconds than hold", path=["timeout"])
 
 
 def _secured(gateway: dict[str, object]) -> None:
@@ -55,7 +56,7 @@ def _secured(gateway: dict[str, object]) -> None:
 def _needed_path(mqtt: dict[str, object]) -> None:
     address = cast("Url", mqtt["url"])
     if address.scheme in ("mqtt", "mqtts") and address.path not in ("", "/"):
-        raise ConflictError(what="expected no path: only ws:// and wss:// have one", path=["url"])
+        raise ExpectedError(what="no path (only ws:// and wss:// have one)", path=["url"])
 
 
 def _secured_files(mqtt: dict[str, object]) -> None:
@@ -83,17 +84,20 @@ def _certificate_with_key(mqtt: dict[str, object]) -> None:
 def _responses_apart(mqtt: dict[str, object]) -> None:
     prefix, responses = f"{mqtt['topic_prefix']}/", f"{mqtt.get('response_prefix', '')}/"
     if "response_prefix" in mqtt and (prefix.startswith(responses) or responses.startswith(f"{prefix}{BRIDGE}/")):
-        what = f"expected a prefix that does not hold the adapter's own topics ({mqtt['topic_prefix']})"
-        raise ConflictError(what=what, path=["response_prefix"])
+        raise ExpectedError(
+            what="a prefix that does not hold the topics of mqtt.topic_prefix", path=["response_prefix"]
+        )
+
+
+_names = Each(line(64))
 
 
 def _mask(value: object) -> frozenset[str] | None:
     if value == _MASK_ALL:
         return None
-    name = line(64)
     if not isinstance(value, list) or not 0 < len(value) <= MAX_MASKED:
         raise ValueError
-    return frozenset(str(name.parse(member)) for member in value)
+    return frozenset(cast("list[str]", _names(value)))
 
 
 _work_no = text(
@@ -104,7 +108,7 @@ _word = text("one word: 1 to 64 of A-Z a-z 0-9 _ -", r"[A-Za-z0-9_-]{1,64}", nam
 _password = text("1 to 1000 characters, no control characters", r"[^\x00-\x1f\x7f]{1,1000}")
 _guid = text('a GUID: visible ASCII characters, without "JSESSIONID="', r"(?!JSESSIONID=)[\x21-\x7e]{1,256}")
 _mask_rule = Rule(
-    f"{_MASK_ALL}, or a list of 1 to {MAX_MASKED} names of members",
+    f"the word {_MASK_ALL}, or a list of 1 to {MAX_MASKED} names of members",
     _mask,
     {
         "anyOf": [
@@ -273,7 +277,7 @@ SCHEMA = Section(
 )
 
 
-def section_at(keys: list[str | int]) -> Section | None:
+def section_at(keys: Sequence[str | int]) -> Section | None:
     """Find the section of the grammar that `keys` lead to; `None` where they lead elsewhere."""
     found: Word | None = SCHEMA
     for key in keys:

@@ -37,8 +37,12 @@ class ConflictError(vol.Invalid):
         super().__init__(what, path)
 
 
-class NoneOfError(ConflictError):
+class NoneOfError(vol.Invalid):
     """None of several keys is there, one of which is needed."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        super().__init__(f"expected one of {', '.join(names)}, got none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class Section:
     ) -> Iterable[vol.Invalid]:
         given = [name for name in self.one_of if name in value]
         if self.one_of and not given:
-            yield NoneOfError(what=f"expected one of {', '.join(self.one_of)}, got none")
+            yield NoneOfError(self.one_of)
         if len(given) > 1:
             yield ConflictError(what=f"expected only one of {', '.join(self.one_of)}, got {' and '.join(given)}")
         for check in self._checks:

@@ -16,6 +16,7 @@ from adapter.config_rules import ConflictError, ExpectedError, NotTextError, Rul
 MAX_URL = 500
 _PORTS = range(1, 65536)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GRAPHIC = re.compile(r"[\x21-\x7e]+")
 
 
@@ -58,7 +59,7 @@ def line(longest: int) -> Rule:
 
     def parse(value: object) -> str:
         found = _text(value)
-        _require(that=0 < len(found) <= longest and found.isprintable())
+        _require(that=0 < len(found) <= longest and not _CONTROL.search(found))
         return found
 
     return Rule(f"1 to {longest} characters on one line", parse, {"type": "string", "minLength": 1})
@@ -133,7 +134,7 @@ def topic(longest: int) -> Rule:
 
     def parse(value: object) -> str:
         found = _text(value)
-        _require(that=found.isprintable() and len(found.encode()) <= longest)
+        _require(that=not _CONTROL.search(found) and len(found.encode()) <= longest)
         _require(that=all(found.split("/")) and not found.startswith("$") and not set("+#") & set(found))
         return found
 

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeAlias
 
 SHOWN_CHARACTERS = 60
 """A longer value is cut in an error."""
+SHOWN_ITEMS = 4
+"""A list of numbers is shown as it is up to this length."""
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
@@ -92,14 +94,26 @@ def describe(node: Node) -> str:
     match node.value:
         case dict():
             return "a mapping"
-        case list():
-            return "a list"
+        case list() as items:
+            texts = [item.text for item in items if isinstance(item.value, int | float) and not item.hidden]
+            return f"[{', '.join(texts)}]" if 0 < len(texts) == len(items) <= SHOWN_ITEMS else "a list"
         case None:
             return "nothing"
         case str():
             return shown(node.text)
         case _:
             return node.text[:SHOWN_CHARACTERS]
+
+
+def key_path(path: KeyPath) -> str:
+    """Write the keys that lead to a value, as in ``agents[1].sign_in.phone``."""
+    text = ""
+    for key in path:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        else:
+            text += ("." if text else "") + (key if key.isidentifier() else shown(key))
+    return text
 
 
 def suggest(word: str, known: list[str]) -> str:
