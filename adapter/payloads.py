@@ -60,7 +60,7 @@ class PreviousState(_Payload):
 class CallPayload(_Payload):
     """The call that an agent is in."""
 
-    call_id: str
+    call_id: str | None
     phase: CallPhase
     caller: str | None
     called: str | None
@@ -75,7 +75,7 @@ class StatePayload(_Payload):
     group: str | None
     state: StateName
     reason: Annotated[str | None, Meta(description="The gateway's reason for the state, as it sent it.")]
-    since: Annotated[Time | None, Meta(description="When `state` began; null while never known.")]
+    since: Annotated[Time, Meta(description="When `state` began, or the adapter first met the agent.")]
     previous: PreviousState | None
     call: CallPayload | None
     event_id: Annotated[str | None, Meta(description="`id` of the last event taken in.")]

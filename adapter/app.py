@@ -1,0 +1,327 @@
+"""The whole: builds the parts, starts them in order, and stops them so that nothing is lost (D7).
+
+```
+gateway -> fleet of pollers -> OUTBOX -> link (publisher) -> broker
+               ^                                  |
+               +------- commands, bridge <--------+
+```
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Literal, cast
+
+from adapter.bridge import Bridge
+from adapter.broker import ProtocolName, Received
+from adapter.commands import REMEMBERED_S, Commands, Flood
+from adapter.config import Config, PrivacyConfig, load
+from adapter.config_report import difference
+from adapter.errors import CommandError, ConfigError, StorageFullError
+from adapter.event import timestamp
+from adapter.fleet import Fleet
+from adapter.gateway import Gateway
+from adapter.link import Link, Subscription
+from adapter.logs import TopicHandler, set_up
+from adapter.metrics import Counters
+from adapter.outage import Outage
+from adapter.outbox import Outbox, open_outbox
+from adapter.presence import Shared, Timing
+from adapter.privacy import Mask
+from adapter.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+_REPORT_S = 60.0
+"""How often health is published (section 3)."""
+_BEAT_S = 10.0
+"""How often a sign of life is left for `ccgateway2mqtt health`."""
+_FLUSH_S = 5.0
+"""How long the outbox may be flushed at the end (D7)."""
+_FILES_BESIDES_AGENTS = 64
+"""Open files that are no agent's connection: database, broker, listener, standard streams, and some room."""
+
+Ending = Literal["stopped", "restart"]
+
+
+class App:
+    """One run of the adapter, from start to stop."""
+
+    def __init__(self, config: Config, outbox: Outbox, mask: Mask | None, timing: Timing) -> None:
+        self._config = config
+        self._outbox = outbox
+        self._started_at = datetime.now(UTC)
+        self._shared = Shared(
+            config=config,
+            outbox=outbox,
+            topics=Topics(config.mqtt.topic_prefix),
+            counters=Counters(),
+            gateway_outage=Outage("gateway"),
+            storage_outage=Outage("storage"),
+            mask=mask,
+            timing=timing,
+        )
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ending: Ending = "stopped"
+        self._reloading = asyncio.Lock()
+
+    def stop(self) -> None:
+        """Have `run` stop; asked a second time, polls under way are not waited for."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    async def run(self, ready: Callable[[], None]) -> Ending:
+        """Run until `stop`, or until a request for a restart.
+
+        Args:
+            ready: Called once the agents are started.
+
+        Raises:
+            StartError: It cannot run as configured.
+        """
+        protocol = await self._outbox.recall("protocol")
+        own_start = await self._outbox.recall("started_at")
+        await self._outbox.remember("started_at", timestamp(self._started_at).encode())
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(_unwrapped_task_group())
+            self._fleet = Fleet(Gateway(self._config.gateway), self._shared, tasks)
+            self._flood = Flood()
+            self._bridge = Bridge(self._shared, self._fleet.pollers, self._started_at)
+            self._bridge.requests = {
+                "agents": self._bridge.agents,
+                "reload": self.reload,
+                "restart": self._restart,
+            }
+            self._commands = Commands(self._shared, self._fleet.pollers, self._flood)
+            self._link = Link(
+                self._config.mqtt,
+                outbox=self._outbox,
+                topics=self._shared.topics,
+                counters=self._shared.counters,
+                subscriptions=self._subscriptions(),
+                receive=self._receive,
+                connected=self._report_soon,
+                remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
+                own_start=None if own_start is None else own_start.decode(),
+            )
+            self._tasks = tasks
+            handler = TopicHandler(self._shared.topics.bridge("log"), self._link.publish)
+            logging.getLogger().addHandler(handler)
+            stack.callback(logging.getLogger().removeHandler, handler)
+            if self._config.http is not None:
+                # Imported here, so that who does not use it does not pay for aiohttp.
+                from adapter.listener import Exporter, listen  # noqa: PLC0415 - see above
+
+                exporter = Exporter(
+                    self._shared.counters, self._outbox, self._bridge, lambda: self._link.connection is not None
+                )
+                await stack.enter_async_context(listen(self._config.http, exporter))
+            link = tasks.create_task(self._link.run(), name="link")
+            await self._link.settled.wait()
+            self._fleet.start(self._config.agents)
+            await self._fleet.clear(self._fleet.strangers())
+            await self._bridge.introduce(self._config.agents)
+            await self._commands.restore(self._outbox.pending)
+            regular = [
+                tasks.create_task(self._report_regularly(), name="report"),
+                tasks.create_task(self._beat_regularly(), name="beat"),
+                tasks.create_task(self._fleet.watch_guid_files(), name="guid-files"),
+            ]
+            ready()
+            await self._stopping.wait()
+            await self._stop(link, regular)
+        return self._ending
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the configuration again, and change what it changes (C7).
+
+        Raises:
+            ConfigError: It is not valid; nothing was changed.
+            CommandError: It changes what only a restart can change; nothing was changed.
+        """
+        async with self._reloading:
+            new = await asyncio.get_running_loop().run_in_executor(None, load, self._config.path)
+            change = difference(self._config, new)
+            if change.keys:
+                raise CommandError(f"a restart is needed for {', '.join(change.keys)}; nothing was changed")
+            set_up(new.log)
+            self._config = new
+            waiting = await self._fleet.change(new.agents, change.removed, change.changed)
+            await self._commands.restore(waiting)
+            await self._bridge.introduce(new.agents)
+            _log.info(
+                "reload: %d added, %d removed, %d changed",
+                len(change.added),
+                len(change.removed),
+                len(change.changed),
+            )
+            return {"added": change.added, "removed": change.removed, "changed": change.changed}
+
+    def reload_soon(self) -> None:
+        """Reload in the background, for SIGHUP; what is wrong is logged."""
+
+        async def reload() -> None:
+            try:
+                await self.reload()
+            except (CommandError, ConfigError) as error:
+                _log.error("reload: %s", error)
+
+        self._tasks.create_task(reload(), name="reload")
+
+    async def _restart(self) -> None:
+        self._ending = "restart"
+        # The response goes out with the flush of the stop that begins now.
+        asyncio.get_running_loop().call_soon(self.stop)
+
+    async def _stop(self, link: asyncio.Task[None], regular: list[asyncio.Task[None]]) -> None:
+        """Stop in an order that loses nothing: say so, end the polls, sign out, flush, disconnect (D7)."""
+        _log.info("stopping: polls under way may end first; a second signal does not wait for them")
+        await self._link.say_offline()
+        await self._fleet.stop(self._hurry)
+        await self._commands.close()
+        for task in regular:
+            task.cancel()
+        if self._link.connection is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_S):
+                    await self._outbox.flushed()
+        self._link.leave()
+        await asyncio.wait([link])
+        _log.info("stopped: %d messages wait in %s", self._outbox.depth, self._config.storage.path)
+
+    # Regular work.
+
+    async def _report_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            await self._report()
+
+    async def _report(self) -> None:
+        try:
+            self._link.publish(await self._bridge.health())
+            await self._bridge.refresh_info()
+            await self._outbox.forget(commands_before=datetime.now(UTC).timestamp() - REMEMBERED_S)
+        except StorageFullError:
+            _log.debug("health: not measured, nothing can be stored")
+
+    def _report_soon(self) -> None:
+        self._tasks.create_task(self._report(), name="report")
+
+    async def _beat_regularly(self) -> None:
+        while True:
+            self._outbox.beat(
+                {
+                    "at": timestamp(datetime.now(UTC)),
+                    "writable": self._outbox.writable,
+                    "connected": self._link.connection is not None,
+                }
+            )
+            await asyncio.sleep(_BEAT_S)
+
+    # What comes from the broker.
+
+    def _subscriptions(self) -> list[Subscription]:
+        topics, commands = self._shared.topics, self._config.commands
+        wanted = {
+            topics.command("+", "calldata"): commands.calldata,
+            topics.command("+", "session"): commands.session,
+            topics.request("+"): commands.bridge,
+        }
+        return [(topic, 1) for topic, on in wanted.items() if on]
+
+    def _receive(self, received: Received, acknowledge: Callable[[], None]) -> None:
+        command = self._shared.topics.parse_command(received.topic)
+        if command is not None:
+            self._commands.receive(received, *command, acknowledge)
+            return
+        acknowledge()
+        name = self._shared.topics.parse_request(received.topic)
+        if name is not None and self._flood.admits("requests"):
+            self._tasks.create_task(self._answer(name, received), name="request")
+
+    async def _answer(self, name: str, received: Received) -> None:
+        with contextlib.suppress(StorageFullError):
+            await self._bridge.answer(name, received)
+
+
+async def run(
+    config: Config,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    timing: Timing | None = None,
+    handle_signals: bool = True,
+    control: Callable[[App], None] = lambda _: None,
+) -> Ending:
+    """Run the adapter with a configuration.
+
+    Args:
+        config: What `load` gave.
+        ready: Called once the agents are started.
+        timing: Other times than the program's own; for tests.
+        handle_signals: Whether SIGTERM, SIGINT and SIGHUP are this run's; only in the main thread.
+        control: Given the running program, to stop or reload it from within.
+
+    Returns:
+        Whether it was stopped, or asked to start afresh.
+
+    Raises:
+        StorageError: `storage.path` is in use or cannot be opened.
+        StartError: It cannot run as configured.
+    """
+    _raise_file_limit(len(config.agents))
+    _warn_of_the_unverified(config)
+    async with open_outbox(config.storage.path, config.storage.max_mb) as outbox:
+        app = App(config, outbox, await _mask(config.privacy, outbox), timing or Timing())
+        control(app)
+        if handle_signals:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, app.stop)
+            loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
+        return await app.run(ready)
+
+
+async def _mask(privacy: PrivacyConfig | None, outbox: Outbox) -> Mask | None:
+    """Make the mask; its key is made once, and lives in the database."""
+    if privacy is None:
+        return None
+    key = await outbox.recall("mask_key")
+    if key is None:
+        key = secrets.token_bytes(32)
+        await outbox.remember("mask_key", key)
+    return Mask(members=privacy.members, method=privacy.method, key=key)
+
+
+@contextlib.asynccontextmanager
+async def _unwrapped_task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run a task group; where one task's error ends it, raise that error itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+def _raise_file_limit(agents: int) -> None:
+    """Allow as many open files as the system lets us: each agent's connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < agents + _FILES_BESIDES_AGENTS:
+        _log.error("open files: the limit is %d, %d agents need more: raise LimitNOFILE (ulimit -n)", limit, agents)
+
+
+def _warn_of_the_unverified(config: Config) -> None:
+    if not config.gateway.verify:
+        _log.warning("gateway.verify is false: anybody in between can read and send events")
+    if not config.mqtt.verify:
+        _log.warning("mqtt.verify is false: anybody in between can read and send messages")

@@ -1,0 +1,181 @@
+"""What the adapter says of itself, and the requests that it answers: the topics below `agents/bridge`.
+
+Beside the way from answer to topic: nothing here is needed for an event to go out.
+"""
+
+import logging
+import resource
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from adapter import __version__
+from adapter.broker import Message, Received
+from adapter.config import AgentConfig
+from adapter.config_report import public
+from adapter.errors import AdapterError, CommandError
+from adapter.event import timestamp
+from adapter.payloads import (
+    AgentCounts,
+    AgentSnapshot,
+    HealthPayload,
+    InfoPayload,
+    OutboxHealth,
+    RequestPayload,
+    ResponsePayload,
+    RosterAgent,
+    RosterPage,
+)
+from adapter.poller import Poller
+from adapter.presence import Shared
+from adapter.records import Change, Outgoing
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_PAGE = 200
+"""Agents on a page of the roster."""
+
+Answer = Callable[[], Awaitable[Any]]
+
+
+class Bridge:
+    """The adapter as others see it.
+
+    Args:
+        pollers: The agents of the configuration, as they are at each moment.
+
+    Attributes:
+        requests: What answers a request, by its name: gives the response's `data`, or raises AdapterError.
+    """
+
+    def __init__(self, shared: Shared, pollers: Mapping[str, Poller], started_at: datetime) -> None:
+        self.requests: dict[str, Answer] = {}
+        self._shared = shared
+        self._topics = shared.topics
+        self._pollers = pollers
+        self._started_at = started_at
+        self._started = time.monotonic()
+
+    async def introduce(self, agents: tuple[AgentConfig, ...]) -> None:
+        """Publish the roster and `info`; clear pages of the roster that are left over."""
+        change = Change(slots={self._topics.bridge("info"): self._info()})
+        pages = _pages([RosterAgent(work_no=agent.work_no, name=agent.name, group=agent.group) for agent in agents])
+        for number, page in enumerate(pages, start=1):
+            roster = RosterPage(page=number, pages=len(pages), agents=page)
+            change.slots[self._topics.roster(number)] = roster.render()
+        for topic in await self._shared.outbox.known_topics():
+            if topic.startswith(self._topics.roster(0).removesuffix("0")) and topic not in change.slots:
+                change.slots[topic] = b""
+        await self._shared.outbox.commit(change)
+
+    async def refresh_info(self) -> None:
+        """Publish `info` as it is now."""
+        await self._shared.outbox.commit(Change(slots={self._topics.bridge("info"): self._info()}))
+
+    async def health(self) -> Message:
+        """Measure how the adapter is."""
+        counters, outbox = self._shared.counters, self._shared.outbox
+        oldest_s, size_bytes = await outbox.measure()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        payload = HealthPayload(
+            at=timestamp(datetime.now(UTC)),
+            uptime=round(time.monotonic() - self._started, 3),
+            polls=counters.polls,
+            poll_errors=counters.poll_errors,
+            lost_answers=counters.lost_answers,
+            unreadable=counters.unreadable,
+            events=counters.events,
+            publishes=counters.publishes,
+            outbox=OutboxHealth(
+                depth=outbox.depth, oldest_seconds=round(oldest_s, 3), bytes=size_bytes, at_risk=outbox.at_risk
+            ),
+            agents=self.phases(),
+            cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
+            rss_bytes=resident_bytes(),
+        )
+        return Message(topic=self._topics.bridge("health"), payload=payload.render(), retain=True, qos=0)
+
+    def phases(self) -> dict[str, int]:
+        """Count the agents by the phase of their session; those before their first request are not in it."""
+        return dict(Counter(poller.presence.phase for poller in self._pollers.values() if poller.presence.phase))
+
+    async def answer(self, name: str, received: Received) -> None:
+        """Answer a request."""
+        identifier: str | None = None
+        reason: str | None = None
+        data: Any = None
+        try:
+            identifier = _request_id(received)
+            if name not in self.requests:
+                raise CommandError(f"unknown request; expected one of {', '.join(sorted(self.requests))}")
+            data = await self.requests[name]()
+        except AdapterError as error:
+            reason = str(error)
+            _log.warning("request %s: %s", name[:64], reason)
+        many = data if isinstance(data, list) else [data]
+        responses = [
+            ResponsePayload(id=identifier, status="ok" if reason is None else "error", reason=reason, data=part)
+            for part in many
+        ]
+        topic = self._topics.response(name if name in self.requests else "unknown")
+        outgoing = [
+            Outgoing(topic=topic, payload=response.render(), correlation=received.correlation) for response in responses
+        ]
+        await self._shared.outbox.commit(Change(outgoing=outgoing))
+
+    async def agents(self) -> list[dict[str, Any]]:
+        """Give the roster with states, a response for each page of it."""
+        agents = [
+            AgentSnapshot(
+                work_no=poller.presence.agent.work_no,
+                name=poller.presence.agent.name,
+                group=poller.presence.agent.group,
+                state=poller.presence.state.state,
+                phase=poller.presence.phase,
+            )
+            for poller in self._pollers.values()
+        ]
+        pages = _pages(agents)
+        return [{"page": number, "pages": len(pages), "agents": page} for number, page in enumerate(pages, start=1)]
+
+    def _info(self) -> bytes:
+        polling = sum(poller.presence.phase == "polling" for poller in self._pollers.values())
+        return InfoPayload(
+            version=__version__,
+            instance=self._shared.config.instance,
+            agents=AgentCounts(configured=len(self._pollers), polling=polling),
+            config=public(self._shared.config),
+            started_at=timestamp(self._started_at),
+        ).render()
+
+
+def resident_bytes() -> int:
+    """Measure the memory of this process.
+
+    Source:
+        proc(5), /proc/pid/statm: the second field is the resident set in pages.
+    """
+    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - read once a minute, in the hot process
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def _pages(items: list[_T]) -> list[list[_T]]:
+    return [items[first : first + _PAGE] for first in range(0, len(items), _PAGE)] or [[]]
+
+
+def _request_id(received: Received) -> str | None:
+    if received.retain:
+        raise CommandError("retained")
+    if not received.payload:
+        return None
+    try:
+        request = msgspec.json.decode(received.payload, type=RequestPayload)
+    except msgspec.DecodeError:
+        raise CommandError('expected {"id": "..."} or nothing') from None
+    return None if request.id is UNSET else request.id

@@ -1,0 +1,214 @@
+"""The adapter's place at the broker: connect, subscribe, say `online`, publish, and connect again.
+
+The order on each connection: will -> CONNECT -> CONNACK -> SUBSCRIBE -> `online` -> the publisher begins.
+"""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from adapter.broker import Connection, Dialer, Message, ProtocolName, Received, read_retained
+from adapter.config import Backoff, MqttConfig
+from adapter.errors import BrokerAuthError, BrokerError, StartError
+from adapter.metrics import Counters
+from adapter.outage import Outage
+from adapter.outbox import Outbox
+from adapter.publisher import Publisher
+from adapter.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+_AGAIN = Backoff(initial_s=0.75, maximum_s=15.0)
+"""Pauses before connecting again. A broker that restarts is found soon, one that is away is not hammered."""
+_REFUSED_AGAIN_S = 60.0
+"""The longest pause after a refused log-in: a person has to change something."""
+_ALIVE_S = 150.0
+"""How old the health of another instance may be for it to count as running: two reports may be missing."""
+_LOOK_S = 2.0
+_OFFLINE_S = 1.0
+"""How long the farewell may take."""
+
+Subscription = tuple[str, int]
+
+
+class Link:
+    """Keeps one connection to the broker.
+
+    Args:
+        subscriptions: Topic filters with their QoS.
+        receive: Takes each message, and a function that acknowledges it.
+        connected: Called at each connection, after `online`.
+
+    Attributes:
+        connection: The connection, while there is one.
+        settled: Set once the first attempt is over, whichever way.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it ties together
+        self,
+        config: MqttConfig,
+        *,
+        outbox: Outbox,
+        topics: Topics,
+        counters: Counters,
+        subscriptions: list[Subscription],
+        receive: Callable[[Received, Callable[[], None]], None],
+        connected: Callable[[], None],
+        remembered: ProtocolName | None,
+        own_start: str | None,
+    ) -> None:
+        self.connection: Connection | None = None
+        self.settled = asyncio.Event()
+        self._config = config
+        self._outbox = outbox
+        self._counters = counters
+        self._subscriptions = subscriptions
+        self._receive = receive
+        self._connected = connected
+        self._own_start = own_start
+        self._topics = topics
+        self._availability = topics.bridge("availability")
+        self._dialer = Dialer(config, remembered=remembered)
+        self._remembered = remembered
+        self._publisher = Publisher(outbox, counters)
+        self._outage = Outage("broker")
+        self._leaving = asyncio.Event()
+        self._alone = False
+        self._was_connected = False
+
+    async def run(self) -> None:
+        """Keep connected until `leave` is called.
+
+        Raises:
+            StartError: The broker refuses the first log-in, or another instance lives under the same prefix.
+        """
+        delays = _AGAIN.delays()
+        refused = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
+        while not self._leaving.is_set():
+            try:
+                if not self._alone:
+                    await self._refuse_company()
+                    self._alone = True
+                before = self._counters.broker_connections
+                try:
+                    await self._connect_once()
+                finally:
+                    if self._counters.broker_connections > before:
+                        delays = _AGAIN.delays()
+                        refused = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
+            except BrokerAuthError as error:
+                if not self._was_connected and not self.settled.is_set():
+                    raise StartError(f"broker: log-in refused: {error}", exit_code=1) from error
+                self._outage.begins("log-in", str(error))
+                await self._rest(next(refused))
+            except BrokerError as error:
+                self._outage.begins("connection", str(error))
+                self.settled.set()
+                await self._rest(next(delays))
+
+    def leave(self) -> None:
+        """Have `run` disconnect and return."""
+        self._leaving.set()
+
+    async def say_offline(self) -> None:
+        """Publish `offline` ourselves: a clean DISCONNECT discards the will."""
+        if self.connection is None:
+            return
+        taken = asyncio.Event()
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_OFFLINE_S):
+                self.connection.publish(self._available(b"offline"), lambda _: taken.set())
+                await taken.wait()
+
+    def publish(self, message: Message) -> None:
+        """Publish at once, where there is a connection: for what is worth nothing later."""
+        if self.connection is not None:
+            with contextlib.suppress(BrokerError):
+                self.connection.publish(message)
+
+    async def _connect_once(self) -> None:
+        """Hold one connection from CONNECT to its loss, or until `leave`."""
+        async with self._dialer.connect(
+            client_id=self._config.client_id, on_message=self._on_message, will=self._available(b"offline")
+        ) as connection:
+            await connection.subscribe(self._subscriptions)
+            connection.publish(self._available(b"online"))
+            self._counters.broker_connections += 1
+            self.connection = connection
+            self._was_connected = True
+            self._outage.ends("log-in")
+            self._outage.ends("connection")
+            if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
+                self._remembered = self._dialer.protocol
+                await self._outbox.remember("protocol", self._remembered.encode())
+            _log.info("broker: connected, MQTT %s", connection.protocol)
+            self._connected()
+            self.settled.set()
+            ways = [
+                asyncio.create_task(self._publisher.run(connection), name="publisher"),
+                asyncio.create_task(connection.lost(), name="broker.lost"),
+                asyncio.create_task(self._leaving.wait(), name="broker.leaving"),
+            ]
+            try:
+                done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self.connection = None
+                for way in ways:
+                    way.cancel()
+                await asyncio.wait(ways)
+            for way in done:
+                await way
+
+    def _on_message(self, received: Received) -> None:
+        connection = self.connection
+        if connection is not None:
+            self._receive(received, lambda: connection.ack(received))
+
+    async def _refuse_company(self) -> None:
+        """See that no other instance publishes under the same prefix: both would poll, and steal events (section 3).
+
+        A crash leaves our own `online` and health behind; they are told from another's by the start that they name.
+        """
+        names = ("availability", "health", "info")
+        topics = {name: self._topics.bridge(name) for name in names}
+        looker = f"{self._config.client_id}-start-{uuid.uuid4().hex[:8]}"
+        found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S)
+        payload = {name: found[topic].payload for name, topic in topics.items() if topic in found}
+        if payload.get("availability") != b"online":
+            return
+        started_at = _member(payload.get("info"), "startedAt")
+        seen_at = _member(payload.get("health"), "at")
+        if started_at == self._own_start or seen_at is None:
+            return
+        age_s = (datetime.now(UTC) - datetime.fromisoformat(seen_at)).total_seconds()
+        if age_s < _ALIVE_S:
+            reason = (
+                f"broker: another instance is live under the prefix {self._config.topic_prefix!r}"
+                f" (its health is {age_s:.0f} s old): stop it, or choose another mqtt.topic_prefix"
+            )
+            raise StartError(reason, exit_code=2)
+
+    def _available(self, payload: bytes) -> Message:
+        return Message(topic=self._availability, payload=payload, retain=True)
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaving.wait()
+
+
+def _member(payload: bytes | None, name: str) -> str | None:
+    """Take a text member of somebody's JSON; `None` for anything else."""
+    try:
+        value = msgspec.json.decode(payload or b"{}")
+        member = value.get(name) if isinstance(value, dict) else None
+        if name == "at" and member is not None:
+            datetime.fromisoformat(member)
+    except (msgspec.DecodeError, ValueError, TypeError):
+        return None
+    return member if isinstance(member, str) else None

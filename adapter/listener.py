@@ -1,0 +1,109 @@
+"""The HTTP listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches processes.
+
+Beside the way from answer to topic: off unless `http.listen` is set, and only then are aiohttp and
+prometheus-client imported.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from adapter.bridge import Bridge, resident_bytes
+from adapter.config import HttpConfig
+from adapter.errors import StartError
+from adapter.metrics import Counters
+from adapter.outbox import Outbox
+
+_COUNTERS = {
+    "polls": "Polls begun.",
+    "poll_errors": "Polls that brought no readable 200 answer.",
+    "lost_answers": "Polls whose answer may have held an event and did not arrive whole.",
+    "unreadable": "200 answers that could not be read.",
+    "events": "Events stored.",
+    "publishes": "Messages that the broker acknowledged.",
+    "commands": "Commands taken off the broker.",
+    "dropped_commands": "Commands beyond the limit per second and agent.",
+    "broker_connections": "Connections to the broker that were made.",
+}
+
+
+class Exporter:
+    """Gives the program's figures in Prometheus' form; none has a label per agent, or a large centre would drown it."""
+
+    def __init__(self, counters: Counters, outbox: Outbox, bridge: Bridge, connected: Callable[[], bool]) -> None:
+        self._counters = counters
+        self._outbox = outbox
+        self._bridge = bridge
+        self._connected = connected
+        self._oldest_s = 0.0
+        self._size_bytes = 0
+
+    async def measure(self) -> None:
+        """Measure what `collect` cannot, since it is not asynchronous."""
+        self._oldest_s, self._size_bytes = await self._outbox.measure()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the broker is connected and the outbox can be written."""
+        return self._connected() and self._outbox.writable
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all figures; called by prometheus-client."""
+        for name, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"ccgateway2mqtt_{name}", text, value=getattr(self._counters, name))
+        gauges = {
+            "outbox_entries": ("Events and results that wait for the broker.", float(self._outbox.depth)),
+            "outbox_oldest_seconds": ("Age of the oldest of them.", self._oldest_s),
+            "outbox_bytes": ("Size of the database and its write-ahead log.", float(self._size_bytes)),
+            "events_at_risk": ("Events in memory alone, since storage is full.", float(self._outbox.at_risk)),
+            "broker_connected": ("1 while connected to the broker.", float(self._connected())),
+            "resident_memory_bytes": ("Memory of the process.", float(resident_bytes())),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"ccgateway2mqtt_{name}", text, value=value)
+        agents = GaugeMetricFamily("ccgateway2mqtt_agents", "Agents by phase of their session.", labels=["phase"])
+        for phase, count in self._bridge.phases().items():
+            agents.add_metric([phase], count)
+        yield agents
+
+
+@asynccontextmanager
+async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
+    """Serve while the context lasts; give the port.
+
+    Raises:
+        StartError: The address cannot be listened on.
+    """
+    registry = CollectorRegistry()
+    registry.register(exporter)
+
+    async def metrics(_: web.Request) -> web.Response:
+        await exporter.measure()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        # Whoever gets this answer has seen the loop turn.
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = exporter.ready
+        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+
+    application = web.Application()
+    application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.host, config.port)
+        try:
+            await site.start()
+        except OSError as error:
+            reason = f"http.listen: {config.host}:{config.port}: {error.strerror or error}"
+            raise StartError(reason, exit_code=1) from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,88 @@
+"""Where log lines go: to stderr as text or JSON, and warnings and errors to `agents/bridge/log`.
+
+Rules of this file: httpx, httpcore and paho log addresses, call data included, so only their warnings pass.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+from adapter.broker import Message
+from adapter.config import LogConfig
+from adapter.event import timestamp
+from adapter.payloads import LogPayload
+
+_TALKATIVE = ("httpx", "httpcore", "paho", "aiohttp.access", "asyncio")
+_STDERR = "ccgateway2mqtt.stderr"
+_PUBLISHED = Literal["warning", "error", "critical"]
+
+
+def set_up(config: LogConfig) -> None:
+    """Send log lines to stderr in the configured form; may be called again with another configuration."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if config.format == "json" else _Text())
+    handler.name = _STDERR
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if old.name == _STDERR]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(config.level.upper())
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class TopicHandler(logging.Handler):
+    """Publishes warnings and errors, from whichever thread they come.
+
+    Args:
+        topic: `agents/bridge/log`.
+        publish: Publishes where there is a connection; called on the event loop's thread.
+    """
+
+    def __init__(self, topic: str, publish: Callable[[Message], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._topic = topic
+        self._publish = publish
+        self._loop = asyncio.get_running_loop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Publish one record."""
+        level = record.levelname.lower()
+        if level not in get_args(_PUBLISHED) or self._loop.is_closed():
+            return
+        payload = LogPayload(
+            level=level,  # type: ignore[arg-type] # one of them, see above
+            message=record.getMessage(),
+            work_no=getattr(record, "work_no", None),
+            at=_at(record),
+        )
+        self._loop.call_soon_threadsafe(self._publish, Message(topic=self._topic, payload=payload.render(), qos=0))
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # A line break in a message that quotes somebody's text must not look like a line of ours.
+        message = record.getMessage().replace("\n", " ").replace("\r", " ")
+        line = f"{_at(record)} {record.levelname.lower()} {message}"
+        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        members = {
+            "at": _at(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            "workNo": getattr(record, "work_no", None),
+        }
+        if record.exc_info is not None:
+            members["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(members, ensure_ascii=False)
+
+
+def _at(record: logging.LogRecord) -> str:
+    return timestamp(datetime.fromtimestamp(record.created, UTC))

@@ -1,0 +1,77 @@
+"""The call data that waits for one agent's polls (C2)."""
+
+import asyncio
+import time
+from collections import deque
+
+from adapter.catalogue import SUCCESS
+from adapter.command import finish
+from adapter.errors import CommandError
+from adapter.payloads import Status
+from adapter.presence import Presence
+from adapter.records import Change, CommandRecord
+from adapter.topics import Topics
+
+_ROOM = 4
+"""How much call data may wait for an agent (C2)."""
+
+
+class Mailbox:
+    """Call data in the order of its coming; the first goes with the next poll.
+
+    Attributes:
+        waiting: What has no result yet.
+    """
+
+    def __init__(self, presence: Presence, topics: Topics) -> None:
+        self._presence = presence
+        self._topics = topics
+        self.waiting: deque[CommandRecord] = deque()
+        self._under_way: CommandRecord | None = None
+
+    def put(self, command: CommandRecord) -> None:
+        """Let call data wait for a poll.
+
+        Raises:
+            CommandError: Enough waits already.
+        """
+        if len(self.waiting) >= _ROOM:
+            raise CommandError("queue full")
+        self.waiting.append(command)
+        if command.expires_at is not None:
+            asyncio.get_running_loop().call_later(command.expires_at - time.time(), self._expire, command)
+
+    def take(self) -> str | None:
+        """Give the call data that goes with the poll that now begins; `None` where none waits."""
+        self._under_way = self.waiting[0] if self.waiting else None
+        return None if self._under_way is None else self._under_way.body.decode()
+
+    def sent(self, change: Change, *, retcode: str | None, reason: str | None) -> None:
+        """Answer what went with a poll that came back as HTTP 200: it does not go again, whatever the answer says."""
+        command, self._under_way = self._under_way, None
+        if command is None:
+            return
+        self.waiting.popleft()
+        status: Status = "applied" if retcode == SUCCESS else "rejected"
+        finish(change, command, self._topics, status=status, retcode=retcode, reason=reason)
+
+    def not_sent(self) -> None:
+        """Let what went with a failed poll go again with the next, unless its time is over."""
+        command, self._under_way = self._under_way, None
+        if command is not None and command.expires_at is not None and command.expires_at <= time.time():
+            self._expire(command)
+
+    def reject_all(self, change: Change, reason: str) -> None:
+        """Answer all that waits: no poll will take it along."""
+        for command in self.waiting:
+            finish(change, command, self._topics, status="rejected", reason=reason)
+        self.waiting.clear()
+
+    def _expire(self, command: CommandRecord) -> None:
+        """End the tries of call data whose time is over, but not a poll under way."""
+        if command is self._under_way or command not in self.waiting:
+            return
+        self.waiting.remove(command)
+        change = Change()
+        finish(change, command, self._topics, status="expired", reason="no poll could take it along in time")
+        self._presence.store_soon(change)

@@ -1,0 +1,235 @@
+"""What is known and published of one agent: its row in the database, its state, its phase, its availability.
+
+Everything that a poller finds out goes through here into a `Change`, and from there to disk in one piece.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from msgspec import UNSET
+
+from adapter.catalogue import AgentStateName
+from adapter.config import AgentConfig, Backoff, Config
+from adapter.errors import StorageFullError
+from adapter.event import Event, new_id, render_event, timestamp
+from adapter.metrics import Counters
+from adapter.outage import Outage
+from adapter.outbox import Outbox
+from adapter.payloads import CallPayload, PreviousState, SessionPayload, SessionPhase, StatePayload
+from adapter.privacy import Mask
+from adapter.records import AgentRecord, Change, Outgoing
+from adapter.session import Session
+from adapter.state import AgentState, decode, encode, fold, settle
+from adapter.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Times that are the program's own choice, in seconds; tests shorten them.
+
+    Attributes:
+        offline_after_s: How long an agent's polls may fail before its availability says so.
+        again: Pauses before a new sign-in by itself (P6).
+        store_again_s: When storing is tried again while there is no room (D4).
+    """
+
+    offline_after_s: float = 30.0
+    again: Backoff = field(default_factory=lambda: Backoff(initial_s=5.0, maximum_s=300.0))
+    store_again_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all agents share."""
+
+    config: Config
+    outbox: Outbox
+    topics: Topics
+    counters: Counters
+    gateway_outage: Outage
+    storage_outage: Outage
+    mask: Mask | None
+    timing: Timing = field(default_factory=Timing)
+
+
+class Presence:
+    """One agent as others see it.
+
+    Attributes:
+        agent: The agent's part of the configuration.
+        phase: The phase of its session; `None` before the first request.
+        state: Its folded state.
+    """
+
+    def __init__(self, agent: AgentConfig, session: Session, record: AgentRecord, shared: Shared) -> None:
+        self.agent = agent
+        self.phase: SessionPhase | None = None
+        self.state = decode(record.state) or AgentState(state="unknown", since=datetime.now(UTC))
+        self._session = session
+        self._record = record
+        self._shared = shared
+        self._online: bool | None = None
+        self._offline_timer: asyncio.TimerHandle | None = None
+        self._storing: set[asyncio.Task[None]] = set()
+        self._named_other = False
+
+    @property
+    def subject(self) -> str:
+        """The agent as log lines name it."""
+        return f"agent {self.agent.work_no}"
+
+    def say(self, level: int, text: str, *values: object) -> None:
+        """Log one fact about the agent."""
+        _log.log(level, "%s: " + text, self.subject, *values, extra={"work_no": self.agent.work_no})
+
+    # What a change is made of.
+
+    def add_event(self, event: Event, received_at: datetime, change: Change) -> None:
+        """Add an event of the gateway, and the state after it."""
+        work_no = self.agent.work_no
+        if event.work_no not in (work_no, None) and not self._named_other:
+            self._named_other = True
+            self.say(logging.WARNING, "getAgentEvent: an event names agent %s; published here unchanged", event.work_no)
+        if self._shared.mask is not None:
+            event = self._shared.mask.apply(event)
+        event_id, seq = new_id(), self._record.seq + 1
+        self.state = fold(self.state, event, at=received_at, event_id=event_id, seq=seq)
+        self._record = replace(self._record, seq=seq)
+        change.outgoing.append(
+            Outgoing(
+                topic=self._shared.topics.event(work_no),
+                payload=render_event(event, event_id=event_id, seq=seq, received_at=received_at),
+                retain=True,
+                stream_topic=self._shared.topics.events(work_no) if self._shared.config.mqtt.stream else None,
+            )
+        )
+        self._shared.counters.events += 1
+        self.show_state(change)
+
+    def settle(self, state: AgentStateName, change: Change) -> None:
+        """Set the state to what the gateway says it is, without an event."""
+        settled = settle(self.state, state, at=datetime.now(UTC))
+        if settled != self.state:
+            self.state = settled
+            self.show_state(change)
+
+    def show_state(self, change: Change) -> None:
+        """Publish the state and the call."""
+        state = self.state
+        call, previous = state.call, state.previous
+        change.slots[self._shared.topics.state(self.agent.work_no)] = StatePayload(
+            work_no=self.agent.work_no,
+            name=self.agent.name,
+            group=self.agent.group,
+            state=state.state,
+            reason=state.reason,
+            since=timestamp(state.since),
+            previous=None if previous is None else PreviousState(state=previous.state, seconds=previous.seconds),
+            call=None
+            if call is None
+            else CallPayload(
+                call_id=call.call_id, phase=call.phase, caller=call.caller, called=call.called, direction=call.direction
+            ),
+            event_id=state.event_id,
+            seq=state.seq,
+        ).render()
+
+    def enter(
+        self,
+        phase: SessionPhase,
+        change: Change,
+        *,
+        retcode: str | None = None,
+        message: str | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """Publish the phase of the session, and what follows from it for the agent's availability."""
+        if phase != "retrying":
+            self._cancel_offline_timer()
+        elif self._offline_timer is None:
+            loop = asyncio.get_running_loop()
+            self._offline_timer = loop.call_later(self._shared.timing.offline_after_s, self._go_offline)
+        self.phase = phase
+        change.slots[self._shared.topics.session(self.agent.work_no)] = SessionPayload(
+            phase=phase,
+            since=timestamp(datetime.now(UTC)),
+            retcode=retcode,
+            message=message,
+            attempt=UNSET if attempt is None else attempt,
+        ).render()
+        if phase == "polling":
+            self._set_online(change, online=True)
+        elif phase in ("signed_out", "stopped"):
+            self._set_online(change, online=False)
+
+    def _set_online(self, change: Change, *, online: bool) -> None:
+        if online != self._online:
+            self._online = online
+            change.slots[self._shared.topics.availability(self.agent.work_no)] = b"online" if online else b"offline"
+
+    def _go_offline(self) -> None:
+        """Say that an agent whose polls have failed for long is not available."""
+        change = Change()
+        self._set_online(change, online=False)
+        self.store_soon(change)
+
+    def _cancel_offline_timer(self) -> None:
+        if self._offline_timer is not None:
+            self._offline_timer.cancel()
+            self._offline_timer = None
+
+    # Storing it.
+
+    async def store(self, change: Change) -> None:
+        """Store a change with the agent as it is now; return when it is on disk (P8, P12).
+
+        While there is no room, the change stays in memory, its events count as at risk, and storing is tried again:
+        the caller polls no further meanwhile (D4).
+        """
+        self._record = change.agent = self.record()
+        stopped_in: SessionPhase | None = None
+        events = sum(message.retain for message in change.outgoing)
+        while True:
+            try:
+                await self._shared.outbox.commit(change)
+                break
+            except StorageFullError as error:
+                if stopped_in is None:
+                    stopped_in = self.phase or "stopped"
+                    self._shared.outbox.at_risk += events
+                    self._shared.storage_outage.begins(self.subject, f"nothing can be stored: {error}")
+                    shown = Change()
+                    self.enter("stopped", shown, message=f"nothing can be stored: {error.reason}")
+                    self._shared.outbox.show(shown.slots)
+                await asyncio.sleep(self._shared.timing.store_again_s)
+        if stopped_in is not None:
+            self._shared.outbox.at_risk -= events
+            self._shared.storage_outage.ends(self.subject)
+            resumed = Change()
+            self.enter(stopped_in, resumed)
+            await self.store(resumed)
+
+    async def store_if_changed(self, change: Change) -> None:
+        """Store a change, unless neither it nor the session holds anything new: the usual answer writes nothing."""
+        if change or self._session.into(self._record) != self._record:
+            await self.store(change)
+
+    def store_soon(self, change: Change) -> None:
+        """Store a change that a timer made."""
+        task = asyncio.get_running_loop().create_task(self.store(change), name=f"store[{self.agent.work_no}]")
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def close(self) -> None:
+        """Wait until everything is stored."""
+        self._cancel_offline_timer()
+        while self._storing:
+            await asyncio.wait(self._storing)
+
+    def record(self) -> AgentRecord:
+        """Give the agent's row as it is now."""
+        return self._session.into(replace(self._record, state=encode(self.state)))

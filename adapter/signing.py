@@ -1,0 +1,225 @@
+"""How one agent's session begins and ends: sign-in, sign-out, and what follows when the gateway ends it (P6, C6).
+
+Rules of this file: never two sign-in calls at once; a sign-in by itself only where it is configured, and never
+again after a refusal that could lock the account.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from adapter.catalogue import NEVER_RETRY_SIGN_IN, SUCCESS, retcode_meaning
+from adapter.command import Order, finish
+from adapter.errors import CommandError, GatewayError, RetcodeError
+from adapter.mailbox import Mailbox
+from adapter.pace import Pace
+from adapter.payloads import Status
+from adapter.presence import Presence, Shared
+from adapter.records import Change
+from adapter.session import Session, needs_force
+
+
+class Signing:
+    """One agent's sign-ins and sign-outs, for its poller's task."""
+
+    def __init__(self, session: Session, presence: Presence, pace: Pace, mailbox: Mailbox, shared: Shared) -> None:
+        self._session = session
+        self._presence = presence
+        self._pace = pace
+        self._mailbox = mailbox
+        self._topics = shared.topics
+        self._outage = shared.gateway_outage
+        self._again = shared.timing.again
+        self._delays: Iterator[float] = self._again.delays()
+        self._sign_in_at: float | None = None
+        self._began_at = 0.0
+        self._on_trial = True
+
+    async def start(self) -> None:
+        """Begin with the stored or the configured GUID, with a sign-in, or by waiting for one."""
+        self._session.adopt_configured()
+        change = Change()
+        self._presence.show_state(change)
+        if self._session.guid is not None:
+            self._began_at = self._pace.now()
+            self._presence.enter("polling", change)
+        elif self._presence.agent.sign_in is not None and not self._session.stay_out:
+            self._sign_in_at = self._pace.now()
+        else:
+            waits_for_file = self._presence.agent.guid_file is not None
+            message = "waiting for a GUID in the GUID file" if waits_for_file else "waiting for a sign_in command"
+            self._presence.settle("signed_out", change)
+            self._presence.enter("signed_out", change, message=message)
+        await self._presence.store(change)
+
+    def proven(self) -> None:
+        """Note that the gateway accepted the GUID: a later refusal is the end of a session, not a bad start."""
+        self._on_trial = False
+
+    async def ended(self, change: Change, *, retcode: str | None, message: str) -> None:
+        """Take note that the gateway ended the session: say so, poll no further, wait for a new sign-in (P6, P13)."""
+        text = message if retcode is None else describe(retcode, message)
+        self._presence.say(logging.WARNING, "getAgentEvent: %s: signed out", text)
+        last_guid, own = self._session.guid, self._session.own
+        lasted_s = self._pace.now() - self._began_at
+        self._end(change, retcode=retcode, message=text)
+        sign_in = self._presence.agent.sign_in
+        if sign_in is not None and self._on_trial and retcode is not None:
+            # A stored GUID is refused at the start: the one sign-in that replaces it is no repetition (C6).
+            self._sign_in_at = self._pace.now()
+        elif sign_in is not None and sign_in.again:
+            if lasted_s > self._again.maximum_s:
+                self._delays = self._again.delays()
+            self._sign_in_at = self._pace.now() + next(self._delays)
+        self._on_trial = False
+        await self._presence.store(change)
+        if own and last_guid is not None:
+            await self._pace.hold_off()
+            try:
+                await self._session.sign_out(last_guid)
+            except GatewayError as error:
+                self._presence.say(logging.INFO, "sign-out after the end of the session: %s", error)
+            self._pace.answered()
+
+    async def wait(self) -> None:
+        """Sit out, until something wakes the pace, or the time of a sign-in by itself has come."""
+        if self._sign_in_at is None or self._sign_in_at > self._pace.now():
+            await self._pace.sleep(self._sign_in_at)
+            return
+        try:
+            await self._sign_in()
+        except RetcodeError as error:
+            change = Change()
+            may_repeat = error.retcode not in NEVER_RETRY_SIGN_IN
+            sign_in = self._presence.agent.sign_in
+            repeats = may_repeat and sign_in is not None and sign_in.again
+            self._sign_in_at = self._pace.now() + next(self._delays) if repeats else None
+            text = _sign_in_refused(error)
+            self._presence.say(logging.ERROR, "%s", text)
+            self._end(change, retcode=error.retcode, message=text)
+            await self._presence.store(change)
+            self._pace.answered()
+
+    async def read_guid_file(self) -> None:
+        """Go on with the GUID of the GUID file, where it holds another one."""
+        if self._session.adopt_configured():
+            await self._begun("goes on with another GUID from the GUID file")
+
+    async def obey(self, order: Order) -> None:
+        """Do what a command asks, and answer it (C6)."""
+        change = Change()
+        status: Status = "rejected"
+        retcode: str | None = None
+        reason: str | None = None
+        try:
+            reason = await (self._obey_sign_in(order) if order.action == "sign_in" else self._obey_sign_out(change))
+            status, retcode = "applied", SUCCESS
+        except CommandError as error:
+            reason = error.reason
+        except RetcodeError as error:
+            retcode = error.retcode
+            reason = _sign_in_refused(error) if order.action == "sign_in" else describe(error.retcode, error.message)
+        except GatewayError as error:
+            reason = f"{error}; send it again"
+        if self._presence.phase == "signing_in":
+            self._end(change, retcode=retcode, message=reason)
+        if order.command is not None:
+            finish(change, order.command, self._topics, status=status, retcode=retcode, reason=reason)
+        await self._presence.store(change)
+        self._pace.answered()
+
+    async def sign_out_at_exit(self) -> None:
+        """Sign out where the configuration asks for it and this program signed in; when the poller has ended (D7)."""
+        sign_in = self._presence.agent.sign_in
+        if sign_in is None or not sign_in.sign_out_at_exit or not self._session.own or self._session.guid is None:
+            return
+        await self._pace.hold_off()
+        try:
+            await self._session.sign_out(self._session.guid)
+        except GatewayError as error:
+            self._presence.say(logging.WARNING, "sign-out at exit: %s", error)
+            return
+        change = Change()
+        self._end(change, message="signed out as the adapter stopped")
+        await self._presence.store(change)
+
+    async def _obey_sign_in(self, order: Order) -> str | None:
+        self._delays = self._again.delays()
+        if order.guid is not None:
+            self._session.adopt(order.guid)
+            await self._begun("goes on with a GUID by command")
+            return None
+        if self._session.guid is not None:
+            return "already signed in"
+        if self._presence.agent.sign_in is None:
+            raise CommandError('no sign_in is configured for this agent; send the "guid" of a session begun elsewhere')
+        await self._sign_in()
+        return None
+
+    async def _obey_sign_out(self, change: Change) -> str | None:
+        if self._session.guid is None:
+            self._stay_out()
+            return "already signed out"
+        await self._session.sign_out(self._session.guid)
+        self._stay_out()
+        self._presence.say(logging.INFO, "signed out by command")
+        self._end(change, message="signed out by command")
+        return None
+
+    def _stay_out(self) -> None:
+        """Switch the sign-in by itself off, until somebody asks for one."""
+        self._session.stay_out = True
+        self._sign_in_at = None
+
+    async def _sign_in(self) -> None:
+        """Sign in with the configured credentials; by force only where that is configured, and needed."""
+        sign_in = self._presence.agent.sign_in
+        change = Change()
+        self._presence.enter("signing_in", change)
+        await self._presence.store(change)
+        try:
+            await self._session.sign_in(force=False)
+        except RetcodeError as error:
+            if not needs_force(error) or sign_in is None or not sign_in.force:
+                raise
+            self._pace.answered()
+            await self._pace.hold_off()
+            await self._session.sign_in(force=True)
+        await self._begun("signed in")
+
+    async def _begun(self, how: str) -> None:
+        """Have polls begin with a new GUID, which is on disk before the first of them (P8)."""
+        change = Change()
+        self._sign_in_at = None
+        self._began_at = self._pace.now()
+        self._on_trial = False
+        self._forget_failures()
+        self._presence.say(logging.INFO, "%s", how)
+        self._presence.enter("polling", change)
+        await self._presence.store(change)
+        self._pace.answered()
+
+    def _end(self, change: Change, *, retcode: str | None = None, message: str | None) -> None:
+        """Note in a change that the agent is signed out."""
+        self._session.end()
+        self._forget_failures()
+        self._mailbox.reject_all(change, "the agent is signed out")
+        self._presence.settle("signed_out", change)
+        self._presence.enter("signed_out", change, retcode=retcode, message=message)
+
+    def _forget_failures(self) -> None:
+        self._pace.recovered()
+        self._outage.ends(self._presence.subject)
+
+
+def describe(retcode: str, message: str) -> str:
+    """Name a retcode as the vendor's log does, with what it means."""
+    meaning = message or retcode_meaning(retcode)
+    return f"{retcode} ({meaning})" if meaning else retcode
+
+
+def _sign_in_refused(error: RetcodeError) -> str:
+    """Say what a person can do about a refused sign-in."""
+    if needs_force(error):
+        return "100-002: already signed in elsewhere: sign out there, or set sign_in.force: true"
+    hint = "; not tried again by itself, since that locks accounts" if error.retcode in NEVER_RETRY_SIGN_IN else ""
+    return f"sign-in refused: {describe(error.retcode, error.message)}{hint}"

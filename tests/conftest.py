@@ -1,0 +1,39 @@
+"""Fixtures that every test of the whole program needs: a simulator, a broker, and somebody who listens."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapter.simulator import Simulator
+from tests.adapter_support import HOLD_S
+from tests.broker_support import Broker, Peer, mosquitto
+
+
+@pytest.fixture(scope="session")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Run one Mosquitto for all tests that neither stop it nor need another configuration."""
+    with mosquitto(tmp_path_factory.mktemp("mosquitto")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """Run a Mosquitto of the test's own."""
+    with mosquitto(tmp_path / "mosquitto") as made:
+        yield made
+
+
+@pytest.fixture
+def peer(broker: Broker) -> Iterator[Peer]:
+    """Listen to everything on the broker."""
+    with Peer(broker) as listening:
+        yield listening
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    """Simulate a gateway with agents 101 and 102, signed in elsewhere."""
+    async with Simulator(agents=["101", "102"], hold_s=HOLD_S) as made:
+        yield made
+        assert made.violations == []
