@@ -10,10 +10,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import trustme
 import yaml
 
 from adapter.config import load
+from adapter.payloads import (
+    CallDataCommand,
+    EventPayload,
+    HealthPayload,
+    InfoPayload,
+    LogPayload,
+    MarkPayload,
+    RequestPayload,
+    ResponsePayload,
+    ResultPayload,
+    RosterPage,
+    SessionCommand,
+    SessionPayload,
+    StatePayload,
+)
 from tests.examples_support import EXAMPLES, ROOT, find
 
 VENV_BIN = Path(sys.executable).parent
@@ -175,3 +191,41 @@ def test_every_example_of_a_page_exists() -> None:
     for page in EXAMPLES.glob("*/README.md"):
         links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
         assert [link for link in links if not (page.parent / link).exists()] == [], page
+
+
+SHOWN_PAYLOADS = {
+    "event": EventPayload,
+    "state": StatePayload,
+    "session": SessionPayload,
+    "calldata/set": CallDataCommand,
+    "calldata/result": ResultPayload,
+    "session/set": SessionCommand,
+    "bridge/info": InfoPayload,
+    "bridge/agents/<page>": RosterPage,
+    "bridge/health": HealthPayload,
+    "bridge/mark": MarkPayload,
+    "bridge/log": LogPayload,
+    "bridge/request/<name>": RequestPayload,
+    "bridge/response/<name>": ResponsePayload,
+}
+
+
+def test_the_payloads_of_the_topics_page_are_as_published() -> None:
+    """Each payload that docs/topics.md shows is one of its topic's type, member by member."""
+    page = (ROOT / "docs/topics.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### `([^`]+)`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE)
+    shown = {topic: re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for topic, text in sections}
+
+    assert {topic for topic, blocks in shown.items() if blocks} == set(SHOWN_PAYLOADS)
+    for topic, kind in SHOWN_PAYLOADS.items():
+        (payload,) = shown[topic]
+        msgspec.json.decode(payload, type=kind)
+
+
+def test_every_rule_is_written_down() -> None:
+    """docs/rules.md has each number that tests and comments refer to, once and in order."""
+    page = (ROOT / "docs/rules.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"^\*\*([PCD]\d+a?), ", page, re.MULTILINE)
+
+    expected = [f"P{number}" for number in range(1, 15)] + [f"C{number}" for number in range(1, 10)]
+    assert numbers == [*expected, "D1", "D2", "D3", "D4", "D4a", "D5", "D6", "D7"]
