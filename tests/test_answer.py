@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, MAX_DEPTH, parse_answer
 from adapter.catalogue import EVENT_TYPES
 from adapter.errors import GatewayProtocolError
+from tests.hypothesis_support import patient
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REFUSALS = sorted(path.stem for path in FIXTURES.glob("*.json") if not path.stem[0].isalpha())
@@ -149,6 +150,11 @@ def test_p11_byte_order_mark_in_another_charset() -> None:
     body = '\ufeff{"retcode":"0"}'.encode("utf-16-be")
 
     assert parse_answer(body, "utf-16-be").retcode == "0"
+
+
+def test_p11_half_a_character_from_another_charset() -> None:
+    """P11: also where a charset's decoder lets a surrogate without its half through, it becomes U+FFFD."""
+    assert content_of(READY % b'"+2D0-x"', "utf-7") == "\ufffdx"
 
 
 @pytest.mark.parametrize(
@@ -308,6 +314,7 @@ CHARSETS = (
 )
 
 
+@patient
 @given(body=BODIES, charset=CHARSETS)
 def test_p14_nothing_else_is_raised(body: bytes, charset: str | None) -> None:
     """P14: whatever the bytes and the charset are, they are read or are a `GatewayProtocolError`."""
@@ -315,6 +322,7 @@ def test_p14_nothing_else_is_raised(body: bytes, charset: str | None) -> None:
         parse_answer(body, charset)
 
 
+@patient
 @given(raw=st.binary(max_size=40))
 def test_p11_what_is_let_through_is_valid_json(raw: bytes) -> None:
     """P11: each member that passes is valid JSON in valid UTF-8 without halves of characters."""
@@ -341,6 +349,7 @@ def json_values(*, numbers: st.SearchStrategy[Any] | None = None) -> st.SearchSt
     )
 
 
+@patient
 @given(content=json_values(), ascii_only=st.booleans())
 def test_p11_any_json_passes_unchanged(content: object, *, ascii_only: bool) -> None:
     """P11: any content, in escapes or in UTF-8, passes unchanged."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from adapter.answer import parse_answer
 from adapter.catalogue import EVENT_TYPES
 from adapter.event import Event, mark_replayed, new_id, read_json, render_event, text_of, timestamp
+from tests.hypothesis_support import patient
 
 FIXTURES = Path(__file__).parent / "fixtures"
 AT = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -143,6 +144,7 @@ VALUES = st.recursive(
 OURS = ("id", "seq", "receivedAt", "replayed", "gateway")
 
 
+@patient
 @given(
     members=st.dictionaries(TEXT | st.sampled_from(["workNo", "content", *OURS]), VALUES, max_size=6),
     ascii_only=st.booleans(),
@@ -160,6 +162,7 @@ def test_p11_any_event_passes_unchanged(members: dict[str, object], *, ascii_onl
     assert {name: value for name, value in sent.items() if name in OURS} == payload.get("gateway", {})
 
 
+@patient
 @given(number=st.from_regex(r"\A-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?\Z"))
 def test_p11_numbers_to_the_digit(number: str) -> None:
     """P11: any JSON number comes out with the same characters."""

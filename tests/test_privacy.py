@@ -13,6 +13,7 @@ from adapter.answer import parse_answer
 from adapter.catalogue import EVENT_TYPES
 from adapter.event import Event
 from adapter.privacy import Mask, Method
+from tests.hypothesis_support import patient
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEY = b"k" * 32
@@ -131,6 +132,7 @@ def test_type_and_work_number_of_an_event_are_never_masked(method: Method) -> No
     event = mask(method, "eventType", "workNo").apply(event_of('"workNo":"138001234","content":{"workNo":"12345678"}'))
 
     assert (event.event_type, event.work_no, event.content) == ("A", "138001234", content[method])
+    assert (bytes(event.members["eventType"]), bytes(event.members["workNo"])) == (b'"A"', b'"138001234"')
 
 
 def test_whole_content_can_be_masked() -> None:
@@ -184,6 +186,7 @@ def masked_by_hand(value: object, *, inside: bool = False) -> object:
     return ",".join("*" * 7 + part[-4:] if part else "" for part in str(value).split(","))
 
 
+@patient
 @given(content=VALUES)
 def test_masks_of_any_json(content: object) -> None:
     """In any JSON, what stands below a masked name is masked, and all else is equal."""

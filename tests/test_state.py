@@ -13,6 +13,7 @@ from adapter.catalogue import EVENT_TYPES, AgentStateName
 from adapter.event import Event
 from adapter.privacy import Mask
 from adapter.state import AgentState, Call, Phase, Previous, decode, encode, fold, settle
+from tests.hypothesis_support import patient
 
 FIXTURES = Path(__file__).parent / "fixtures"
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -360,6 +361,7 @@ CONTENTS = st.recursive(
 )
 
 
+@patient
 @given(events=st.lists(st.tuples(st.sampled_from([*EVENT_TYPES, "Unknown"]), CONTENTS), max_size=12))
 def test_any_events_fold(events: list[tuple[str, object]]) -> None:
     """Whatever events come with whatever content, they fold into a state that can be stored and read."""
