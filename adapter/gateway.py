@@ -54,15 +54,21 @@ def is_guid(text: str) -> bool:
     return _GUID.fullmatch(text) is not None
 
 
+def tls_context(config: GatewayConfig) -> ssl.SSLContext:
+    """Build what TLS to the gateway needs, once for all lines."""
+    context = ssl.create_default_context(cafile=config.ca_file)
+    if not config.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Gateway:
     """The gateway's address and trust, shared by the lines of all agents."""
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
-        self._tls = ssl.create_default_context(cafile=config.ca_file)
-        if not config.verify:
-            self._tls.check_hostname = False
-            self._tls.verify_mode = ssl.CERT_NONE
+        self._tls = tls_context(config)
 
     def line(self, work_no: str, cookies: Mapping[str, str]) -> "Line":
         """Make an agent's line; it connects with its first request."""

@@ -15,6 +15,7 @@ Time = Annotated[
     str,
     Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", description="RFC 3339, UTC, milliseconds."),
 ]
+CommandId = Annotated[str, Meta(min_length=1, max_length=64, description="The sender's; results carry it.")]
 StateName = Literal["idle", "busy", "rest", "work", "in_call", "signed_out", "unknown"]
 CallPhase = Literal["ringing", "talking", "held", "conference", "calling_out"]
 Direction = Literal["in", "out", "internal"]
@@ -42,10 +43,10 @@ class EventPayload(msgspec.Struct, kw_only=True, rename="camel"):
     id: Annotated[str, Meta(description="UUID text, the same on every redelivery.")]
     seq: Annotated[int, Meta(ge=1, description="Counts the agent's events, goes on over restarts.")]
     received_at: Time
-    replayed: Annotated[
-        bool | UnsetType, Meta(description="True where it goes out over 30 s late or after a restart.")
-    ] = UNSET
-    gateway: Annotated[dict[str, Any] | UnsetType, Meta(description="The gateway's members whose names are ours.")] = (
+    replayed: (
+        Annotated[bool, Meta(description="True where it goes out over 30 s late or after a restart.")] | UnsetType
+    ) = UNSET
+    gateway: Annotated[dict[str, Any], Meta(description="The gateway's members whose names are ours.")] | UnsetType = (
         UNSET
     )
 
@@ -89,7 +90,7 @@ class SessionPayload(_Payload):
     since: Time
     retcode: Annotated[str | None, Meta(description="The gateway's code that led to this phase.")]
     message: Annotated[str | None, Meta(description="What happened, for a person.")]
-    attempt: Annotated[int | UnsetType, Meta(ge=1, description="Only while retrying.")] = UNSET
+    attempt: Annotated[int, Meta(ge=1, description="Only while retrying.")] | UnsetType = UNSET
 
 
 class AgentCounts(_Payload):
@@ -170,18 +171,18 @@ class CallDataCommand(_Payload):
     """Call data for an agent's next poll. Text which is not such an object is itself the call data."""
 
     calldata: Annotated[str, Meta(min_length=1, description="At most 2,048 bytes of UTF-8.")]
-    id: Annotated[str | UnsetType, Meta(min_length=1, max_length=64)] = UNSET
-    ttl: Annotated[int | float | UnsetType, Meta(ge=1, le=3600, description="Seconds for which to try; 60.")] = UNSET
+    id: CommandId | UnsetType = UNSET
+    ttl: Annotated[float, Meta(ge=1, le=3600, description="Seconds for which to try; 60.")] | UnsetType = UNSET
 
 
 class SessionCommand(_Payload):
     """A sign-in or sign-out."""
 
     action: Literal["sign_in", "sign_out"]
-    guid: Annotated[str | UnsetType, Meta(min_length=1, description="With sign_in: of a session begun elsewhere.")] = (
+    guid: Annotated[str, Meta(min_length=1, description="With sign_in: of a session begun elsewhere.")] | UnsetType = (
         UNSET
     )
-    id: Annotated[str | UnsetType, Meta(min_length=1, max_length=64)] = UNSET
+    id: CommandId | UnsetType = UNSET
 
 
 class ResultPayload(_Payload):
@@ -199,7 +200,7 @@ class ResultPayload(_Payload):
 class RequestPayload(_Payload):
     """A request to the adapter; an empty payload is one without an id."""
 
-    id: Annotated[str | UnsetType, Meta(min_length=1, max_length=64)] = UNSET
+    id: CommandId | UnsetType = UNSET
 
 
 class ResponsePayload(_Payload):

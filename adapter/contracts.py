@@ -1,0 +1,79 @@
+"""The JSON Schemas of schemas/: made from the types of `payloads`, and read again for whoever asks.
+
+`python -m adapter.contracts DIRECTORY` writes them; a test fails when a file differs from its type.
+
+Source:
+    JSON Schema, draft 2020-12.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from adapter import payloads
+from adapter.errors import StartError
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+PAYLOADS: Final[dict[str, type[msgspec.Struct]]] = {
+    "event": payloads.EventPayload,
+    "state": payloads.StatePayload,
+    "session": payloads.SessionPayload,
+    "info": payloads.InfoPayload,
+    "roster": payloads.RosterPage,
+    "health": payloads.HealthPayload,
+    "log": payloads.LogPayload,
+    "mark": payloads.MarkPayload,
+    "calldata-command": payloads.CallDataCommand,
+    "session-command": payloads.SessionCommand,
+    "result": payloads.ResultPayload,
+    "request": payloads.RequestPayload,
+    "response": payloads.ResponsePayload,
+}
+"""The type of each payload, by the name of its schema."""
+
+
+def make(name: str) -> dict[str, Any]:
+    """Make the schema of a payload from its type."""
+    kind = PAYLOADS[name]
+    (root,), definitions = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    body: dict[str, Any] = definitions.pop(root["$ref"].removeprefix("#/$defs/"))
+    made = {"$schema": _DIALECT, "title": f"ccgateway2mqtt: {name}", **{k: v for k, v in body.items() if k != "title"}}
+    if definitions:
+        made["$defs"] = definitions
+    return made
+
+
+def directory() -> Path:
+    """Find schemas/: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "schemas"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "schemas"
+
+
+def names() -> list[str]:
+    """List the schemas that there are."""
+    return sorted(path.stem for path in directory().glob("*.json"))
+
+
+def read(name: str) -> str:
+    """Read a schema.
+
+    Raises:
+        StartError: There is none of that name.
+    """
+    if name not in names():
+        raise StartError(f"schema {name}: unknown; there are {', '.join(names())}", exit_code=2)
+    return (directory() / f"{name}.json").read_text(encoding="utf-8")
+
+
+def write(target: Path) -> None:
+    """Write all schemas of payloads into a directory."""
+    for name in PAYLOADS:
+        (target / f"{name}.json").write_text(json.dumps(make(name), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
