@@ -142,6 +142,11 @@ def test_secrets_are_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(config) + json.dumps(public(config))
 
 
+def test_text_by_tag() -> None:
+    """YAML's own tag for text does what quotes do."""
+    assert loaded(GATEWAY + "agents: [{work_no: !!str 0101, guid: ! abc}]").agents[0].work_no == "0101"
+
+
 def test_merged_mappings() -> None:
     """Members shared by an anchor are taken over, and what is written beside them wins."""
     config = loaded(

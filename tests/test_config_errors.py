@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 import yaml
+from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ ERROR_INTERVAL = "two numbers of seconds, the smaller first, more than 1 and les
 # One kind of mistake each: what is appended to a sound configuration of two lines, and what is told of it.
 APPENDED = [
     ("instance: a b", '3: instance: expected one word: 1 to 64 of A-Z a-z 0-9 _ -, got "a b"'),
+    (f"instance: {'long ' * 99}", f'3: instance: expected one word: 1 to 64 of A-Z a-z 0-9 _ -, got "{"long " * 12}…"'),
     ("instance: [a]", "3: instance: expected text, got a list"),
     ("instance:", "3: instance: expected text, got nothing"),
     ("instance: 0101", '3: instance: expected text, quote it ("0101"), got 0101'),
@@ -153,6 +155,7 @@ APPENDED = [
     ("verify: false", f'3: unknown key "verify", expected one of {SECTIONS}'),
     ("1: x", f'3: unknown key "1", expected one of {SECTIONS}'),
     ('"a\\nb": x', f'3: unknown key "a\\nb", expected one of {SECTIONS}'),
+    ('"a\\u202eb": x', f'3: unknown key "a\\u202eb", expected one of {SECTIONS}'),
     ("? [a]\n: b", "3: expected a word as key"),
     ("!!int 5: b", "3: expected a word as key"),
     ("gateway: {}", "3: gateway: duplicate key, first on line 1"),
@@ -498,6 +501,13 @@ def test_secrets(secrets: str, expected: str) -> None:
     assert "hunter2" not in line
 
 
+def test_addresses_have_an_end() -> None:
+    """An address is short enough for `bridge/info` to keep its size."""
+    [line] = told(SOUND + f"mqtt: {{url: 'wss://h/{'x' * 493}'}}")
+
+    assert line.startswith(f"config.yaml:3: mqtt.url: expected {PORTLESS}, got ")
+
+
 def test_duplicate_work_numbers_from_secrets_are_not_shown() -> None:
     """Whatever came from a secret stays hidden, a work number too."""
     write_secrets("no: hunter2")
@@ -551,6 +561,11 @@ def test_certificates(tmp_path: Path) -> None:
     assert told(SOUND + mqtt % "two") == [
         "config.yaml:3: mqtt.cert_file: expected a certificate and its own key without a passphrase, both in PEM"
     ]
+    key = serialization.load_pem_private_key((tmp_path / "one-key.pem").read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"hunter2")
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    (tmp_path / "locked-key.pem").write_bytes(key.private_bytes(*form))
+    assert told(SOUND + mqtt % "locked") == told(SOUND + mqtt % "two")
     assert told(SOUND + "mqtt:\n  ca_file: ca.pem") == [
         "config.yaml:4: mqtt.ca_file: expected mqtts:// or wss:// in mqtt.url: without TLS no certificate is looked at"
     ]

@@ -29,8 +29,12 @@ class _EditorLoader(yaml.SafeLoader):
     """Reads as an editor does that was told of our tags: what follows them is text."""
 
 
+def _text(loader: _EditorLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 for tag in ("!secret", "!env_var", "!include"):
-    _EditorLoader.add_constructor(tag, yaml.SafeLoader.construct_yaml_str)
+    _EditorLoader.add_constructor(tag, _text)
 
 
 def _as_an_editor_reads(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
