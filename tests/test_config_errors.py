@@ -149,6 +149,10 @@ APPENDED = [
         "http: {listen: 'h:65536'}",
         '3: http.listen: expected HOST:PORT, as in "127.0.0.1:9464" or "[::1]:9464", got "h:65536"',
     ),
+    (
+        "http: {listen: '[::g]:1'}",
+        '3: http.listen: expected HOST:PORT, as in "127.0.0.1:9464" or "[::1]:9464", got "[::g]:1"',
+    ),
     ("http: {listen: h}", '3: http.listen: expected HOST:PORT, as in "127.0.0.1:9464" or "[::1]:9464", got "h"'),
     ("log: {level: loud}", '3: log.level: expected debug, info, warning or error, got "loud"'),
     ("log: {format: xml}", '3: log.format: expected text or json, got "xml"'),
