@@ -8,6 +8,7 @@ Rules of this file: `parse_answer` takes any bytes and raises nothing but `Gatew
 is valid JSON in valid UTF-8, at most `MAX_DEPTH` levels deep, and otherwise as the gateway sent it, to the digit.
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,6 +35,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _UTF_8: Final = frozenset({"", "utf-8", "utf8"})
 _SUPERSETS: Final = {"gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030"}
 """Servers say gb2312 and send GBK; gb18030 reads both. Source: WHATWG Encoding Standard, 4.2 and 10.1."""
+
+_NO_CHARSETS: Final = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
+"""Codecs that Python knows by name like a charset, and which are none: some are slow, some warn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +133,11 @@ def _transcode(body: bytes, charset: str) -> bytes:
     if charset in _UTF_8:
         return body
     try:
-        text = body.decode(_SUPERSETS.get(charset, charset), "replace")
-    except (LookupError, ValueError):  # no such charset, or one that is none (base64, idna)
+        codec = codecs.lookup(_SUPERSETS.get(charset, charset))
+        if codec.name in _NO_CHARSETS:
+            return body
+        text = body.decode(codec.name, "replace")
+    except (LookupError, ValueError):  # no such charset, or a codec that does not make text (base64)
         return body
     return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
 

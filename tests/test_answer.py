@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, MAX_DEPTH, parse_answer
@@ -128,10 +128,12 @@ def test_result_is_kept_raw() -> None:
         ("utf-8", "no-such-charset"),
         ("utf-8", "base64"),
         ("utf-8", "idna"),
+        ("utf-8", "Unicode_Escape"),
         ("utf-8-sig", None),
         ("utf-8-sig", "gbk"),
         ("gbk", "GBK"),
         ("gbk", "gb2312"),
+        ("gbk", "x-gbk"),
         ("gb18030", "gb18030"),
         ("utf-16", "utf-16"),
         ("utf-16-le", "utf-16le"),
@@ -316,6 +318,7 @@ CHARSETS = (
 
 @patient
 @given(body=BODIES, charset=CHARSETS)
+@example(body=b"\\q", charset="unicode_escape")
 def test_p14_nothing_else_is_raised(body: bytes, charset: str | None) -> None:
     """P14: whatever the bytes and the charset are, they are read or are a `GatewayProtocolError`."""
     with contextlib.suppress(GatewayProtocolError):
