@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import voluptuous as vol
+
 from adapter.config_check import validate
+from adapter.config_grammar import MQTT
 from adapter.errors import ConfigError, Problem
 from adapter.yaml_nodes import Finding, key_path
 from adapter.yaml_source import read
@@ -234,6 +237,20 @@ def load(path: Path) -> Config:
         findings.sort(key=lambda finding: (finding.place.file != path, *finding.place))
         raise ConfigError([_problem(finding) for finding in findings])
     return _build(values, path.absolute())
+
+
+def broker_at(url: str, topic_prefix: str) -> MqttConfig:
+    """Make the section of a broker of which only the address is known, all else as by default.
+
+    Raises:
+        ConfigError: Without the address itself, which may hold a password.
+    """
+    try:
+        values = vol.Schema(MQTT)({"url": url, "topic_prefix": topic_prefix})
+    except vol.MultipleInvalid as err:
+        options = {"url": "--broker", "topic_prefix": "--prefix"}
+        raise ConfigError([Problem(options[str(error.path[0])], error.msg) for error in err.errors]) from err
+    return _mqtt(values, "client")
 
 
 def _problem(finding: Finding) -> Problem:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from adapter.config import Backoff, Config, HttpConfig, PrivacyConfig, SignInConfig, load
+from adapter.config import Backoff, Config, HttpConfig, PrivacyConfig, SignInConfig, broker_at, load
 from adapter.config_report import difference, public
+from adapter.errors import ConfigError
 from tests.config_support import AGENTS, GATEWAY, SOUND, loaded, write_secrets
 
 
@@ -69,6 +70,17 @@ def test_broker_address(url: str, host: str, port: int, path: str) -> None:
     mqtt = loaded(SOUND + f"mqtt: {{url: '{url}'}}").mqtt
 
     assert (mqtt.scheme, mqtt.host, mqtt.port, mqtt.path) == (url.partition(":")[0], host, port, path)
+
+
+def test_broker_known_by_its_address() -> None:
+    """A tool that is given an address alone gets the defaults for the rest, and its mistakes without their values."""
+    mqtt = broker_at("wss://h", "a/b")
+
+    assert (mqtt.host, mqtt.port, mqtt.path, mqtt.topic_prefix, mqtt.verify) == ("h", 443, "/mqtt", "a/b", True)
+    with pytest.raises(ConfigError) as caught:
+        broker_at("mqtt://u:hunter2@h", "a/+")
+    assert [problem.place for problem in caught.value.problems] == ["--broker", "--prefix"]
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", ["auto", "5", '"5"', "3.1.1"])
