@@ -38,9 +38,7 @@ _STOP_S = 5.0
 _PORT_RETRY_S = 0.1
 _MEMORY_BYTES = 64 << 20
 _STORE_BYTES = 1 << 30
-_LISTENING = re.compile(
-    r"Listening for (MQTT|websocket|client) (?:clients|connections) on \S*?127\.0\.0\.1:(\d+)"
-)
+_LISTENING = re.compile(r"Listening for (MQTT|websocket|client) (?:clients|connections) on \S*?127\.0\.0\.1:(\d+)")
 
 
 def find_program() -> Path:

@@ -41,8 +41,7 @@ async def test_the_broker_comes_back_on_its_ports_with_its_store(end: str) -> No
         assert (server.mqtt_url, server.websocket_url) == before[:2]
         assert server.pid != before[2]
         async with Client(server) as reader:
-            await reader.subscribe("a/101/state")
-            await until(lambda: reader.received("a/101/state") == [b"kept"])
+            assert await reader.retained("a/101/state") == b"kept"
 
 
 async def test_restart_and_repeated_calls() -> None:

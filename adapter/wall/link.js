@@ -1,20 +1,22 @@
 // The page's own connection to the broker: MQTT 3.1.1 over websocket, by MQTT.js (global `mqtt`).
 // Rule: only this file knows MQTT.js.
 
-const FILTERS = {
-  "+/state": 0,
-  "+/event": 0,
-  "+/events": 0,
-  "+/session": 0,
-  "+/availability": 0,
-  "bridge/availability": 0,
-  "bridge/health": 0,
-  "bridge/agents/+": 0,
-  // QoS 0 above: a lost connection brings all that is retained anew. A result comes once.
-  "+/calldata/result": 1,
-};
+// What is retained, by filter. QoS 0: after a lost connection all of it comes anew.
+const RETAINED = [
+  "+/state",
+  "+/event",
+  "+/session",
+  "+/availability",
+  "bridge/availability",
+  "bridge/health",
+  "bridge/agents/+",
+];
+const LIVE = { "+/events": 0, "+/calldata/result": 1 };
 
 const RETRY_MS = 1000;
+// So long after subscribing, what is retained has come: it is sent at once.
+const RETAINED_MS = 2500;
+const RETAINED_TRIES = 3;
 
 /** An id that nobody else uses. `crypto.randomUUID` is missing where the page is not served securely. */
 export function newId() {
@@ -32,8 +34,10 @@ export class Link {
   #client;
   #prefix;
   #on;
+  #silent = new Set();
+  #settling = 0;
 
-  /** `on`: { up(), down(), message(topic, text) }. */
+  /** `on`: { up(), settled(), down(), message(topic, text) }; `settled` when what is retained should have come. */
   constructor(settings, on) {
     this.#prefix = settings.prefix;
     this.#on = on;
@@ -49,11 +53,17 @@ export class Link {
       resubscribe: false,
     });
     const decoder = new TextDecoder();
-    this.#client.on("connect", () => this.#subscribe());
+    this.#client.on("connect", () => {
+      this.#silent = new Set(RETAINED);
+      this.#subscribe([...RETAINED.map((name) => [name, 0]), ...Object.entries(LIVE)], () => this.#begin());
+    });
     this.#client.on("packetreceive", () => {
       this.heardAt = Date.now();
     });
-    this.#client.on("message", (topic, payload) => on.message(topic, decoder.decode(payload)));
+    this.#client.on("message", (topic, payload) => {
+      this.#silent.delete(this.#filterOf(topic));
+      on.message(topic, decoder.decode(payload));
+    });
     this.#client.on("close", () => this.#down());
     this.#client.on("error", () => this.#down());
   }
@@ -72,24 +82,51 @@ export class Link {
     return { acknowledged, forget };
   }
 
-  #subscribe() {
-    const filters = Object.entries(FILTERS).map(([name, qos]) => [`${this.#prefix}/${name}`, { qos }]);
-    this.#client.subscribe(Object.fromEntries(filters), (error, granted) => {
+  #subscribe(filters, done) {
+    const topics = Object.fromEntries(filters.map(([name, qos]) => [`${this.#prefix}/${name}`, { qos }]));
+    this.#client.subscribe(topics, (error, granted) => {
       if (!this.#client.connected) return;
       // A cluster that is just choosing a leader refuses; it answers a later try.
       if (error || granted?.some(({ qos }) => qos > 2)) {
-        setTimeout(() => this.#client.connected && this.#subscribe(), RETRY_MS);
-        return;
+        setTimeout(() => this.#client.connected && this.#subscribe(filters, done), RETRY_MS);
+      } else {
+        done();
       }
-      this.up = true;
-      this.cutAt = NaN;
-      this.#on.up();
     });
+  }
+
+  #begin() {
+    this.up = true;
+    this.cutAt = NaN;
+    this.#on.up();
+    this.#settle(RETAINED_TRIES);
+  }
+
+  /**
+   * Ask again for what is retained where nothing came: nearly always there is nothing, but a nats-server 2.15 which
+   * was started a moment ago can grant a subscription and leave its retained messages out (one in a hundred).
+   */
+  #settle(tries) {
+    clearTimeout(this.#settling);
+    this.#settling = setTimeout(() => {
+      if (!this.up) return;
+      this.#on.settled();
+      if (tries > 0 && this.#silent.size) {
+        this.#subscribe([...this.#silent].map((name) => [name, 0]), () => this.#settle(tries - 1));
+      }
+    }, RETAINED_MS);
+  }
+
+  #filterOf(topic) {
+    const [who, what] = topic.slice(this.#prefix.length + 1).split("/");
+    if (who !== "bridge") return `+/${what}`;
+    return what === "agents" ? "bridge/agents/+" : `bridge/${what}`;
   }
 
   #down() {
     if (!this.up && Number.isFinite(this.cutAt)) return;
     this.up = false;
+    clearTimeout(this.#settling);
     this.cutAt = Date.now();
     this.#on.down();
   }

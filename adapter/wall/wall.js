@@ -7,9 +7,6 @@ import { Link } from "./link.js";
 import { Model } from "./model.js";
 import { Tiles } from "./tiles.js";
 
-// After this long without a word, what is retained has all been sent (retained messages come at once).
-const RETAINED_MS = 4000;
-
 const $ = (id) => document.getElementById(id);
 
 function themeButton() {
@@ -53,7 +50,6 @@ async function start() {
 
   let tiles;
   let adapterWas = null;
-  let pruning = 0;
   const model = new Model(settings.prefix, (agent) => {
     if (agent) tiles.touch(agent);
     else if (adapterWas !== model.bridge.availability) {
@@ -66,12 +62,10 @@ async function start() {
   const link = new Link(settings, {
     up: () => {
       model.connected(Date.now());
-      clearTimeout(pruning);
-      pruning = setTimeout(() => model.prune(), RETAINED_MS);
       tick();
     },
+    settled: () => model.prune(),
     down: () => {
-      clearTimeout(pruning);
       if (Number.isFinite(link.heardAt)) model.cutOff(link.cutAt);
       tick();
     },
