@@ -1,0 +1,70 @@
+"""`ccgateway2mqtt calldata`: send a command as any other sender would, and wait for its result."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from adapter.broker import Dialer, Message, Received
+from adapter.config import MqttConfig
+from adapter.errors import StartError
+from adapter.payloads import ResultPayload
+from adapter.topics import Topics, is_work_no
+
+_T = TypeVar("_T")
+
+_OVER_S = 25.0
+"""How long a result may take over the command's `ttl`: the poll under way, and the one that takes it along."""
+
+
+async def call_data(
+    config: MqttConfig, work_no: str, value: str, ttl_s: int, tell: Callable[[str], None]
+) -> ResultPayload:
+    """Send call data and wait for the result.
+
+    Raises:
+        StartError: It cannot be sent, or no result came.
+        BrokerError: The broker is not there, or refuses.
+    """
+    if not is_work_no(work_no):
+        raise StartError(f"WORKNO: expected 1 to 64 of A-Z a-z 0-9 _ -, got {work_no!r}", exit_code=2)
+    topics = Topics(config.topic_prefix)
+    identifier = str(uuid.uuid4())
+    answered: asyncio.Future[ResultPayload] = asyncio.get_running_loop().create_future()
+    taken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def receive(received: Received) -> None:
+        try:
+            result = msgspec.json.decode(received.payload, type=ResultPayload)
+        except msgspec.DecodeError:
+            return
+        if result.id == identifier and not answered.done():
+            answered.set_result(result)
+
+    client_id = f"{config.client_id}-calldata-{uuid.uuid4().hex[:8]}"
+    async with Dialer(config).connect(client_id=client_id, on_message=receive) as connection:
+        await connection.subscribe([(topics.result(work_no, "calldata"), 1)])
+        command = json.dumps({"calldata": value, "id": identifier, "ttl": ttl_s}).encode()
+        connection.publish(Message(topic=topics.command(work_no, "calldata"), payload=command), taken.set_result)
+        lost = asyncio.ensure_future(connection.lost())
+        try:
+            refusal = await _first(taken, lost)
+            if refusal is not None:
+                raise StartError(f"the broker refuses {topics.command(work_no, 'calldata')}: {refusal}", exit_code=1)
+            tell(f"agent {work_no}: goes with the next poll; waiting for the result")
+            async with asyncio.timeout(ttl_s + _OVER_S):
+                return await _first(answered, lost)
+        except TimeoutError:
+            raise StartError(f"no result within {ttl_s + _OVER_S:g} s: does the adapter run?", exit_code=1) from None
+        finally:
+            lost.cancel()
+
+
+async def _first(wanted: asyncio.Future[_T], lost: asyncio.Future[NoReturn]) -> _T:
+    """Wait for an answer, or for the loss of the connection."""
+    either: list[asyncio.Future[Any]] = [wanted, lost]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    return wanted.result() if wanted.done() else lost.result()
