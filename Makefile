@@ -1,0 +1,80 @@
+# `make demo` and `make test` each set up what they need. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
+INSTALLED := build/installed
+PIP_FLAGS := --quiet --disable-pip-version-check
+PINNED := --constraint constraints.txt --build-constraint constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents clean programs
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/.runtime ## the main job on this machine; options: make demo ARGS="--duration 20 --no-browser"
+	@$(BIN)/ccgateway2mqtt demo $(ARGS)
+
+test: check test-checkout test-wheel ## everything that a change must pass
+
+check: $(VENV)/.development ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-checkout: $(VENV)/.development programs ## the tests on this checkout, with coverage
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+# The same tests on what a user installs: a directory without adapter/, so that only the wheel can be imported.
+test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel
+	rm -rf $(INSTALLED) && mkdir -p $(INSTALLED)
+	for each in $$(git ls-files | cut -d/ -f1 | sort -u | grep -vx -e adapter -e .gitignore); do ln -s ../../$$each $(INSTALLED)/$$each; done
+	cd $(INSTALLED) && ../../$(WHEEL_VENV)/bin/python -m pytest $(ARGS)
+
+wheel: dist/.built ## build the wheel into dist/
+
+bench-agents: $(VENV)/.development programs ## pauses, CPU and memory at 1,000 agents for two minutes
+	$(BIN)/python -m bench.agents --agents 1000 --seconds 120
+
+format: $(VENV)/.development ## put the code into form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schemas: $(VENV)/.development ## make schemas/ again from the code
+	$(BIN)/python -m adapter.contracts schemas
+	$(BIN)/python -m adapter.config_schema > schemas/config.json
+
+clean: ## remove what was set up and built
+	rm -rf $(VENV) $(WHEEL_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+
+programs:
+	@scripts/need mosquitto:mosquitto mosquitto_sub:mosquitto-clients chromium,google-chrome:chromium node:nodejs curl:curl systemd-analyze:systemd openssl:openssl
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/need python3-venv-module:python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt pip
+
+$(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) --group dev
+	@touch $@
+
+dist/.built: $(BIN)/python $(shell git ls-files adapter schemas 2>/dev/null) pyproject.toml
+	rm -rf dist
+	$(BIN)/pip wheel $(PIP_FLAGS) --build-constraint constraints.txt --no-deps --wheel-dir dist .
+	@touch $@
+
+$(WHEEL_VENV)/.development: dist/.built constraints.txt
+	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt pip
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) --group dev
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) --force-reinstall --no-deps dist/*.whl
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) "$$(ls dist/*.whl)[demo]"
+	@touch $@
