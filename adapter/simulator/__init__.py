@@ -20,6 +20,7 @@ from adapter.simulator.agent import Event, Settings, SimAgent
 from adapter.simulator.certificates import SimulatorError
 from adapter.simulator.day import Day, demo_agents
 from adapter.simulator.faults import Fault
+from adapter.simulator.player import Player
 from adapter.simulator.records import Call, PauseStatistics, Poll, Violation
 from adapter.simulator.samples import SAMPLES, sample
 from adapter.simulator.scenario import Scenario, load_scenario
@@ -34,6 +35,7 @@ __all__ = [
     "Event",
     "Fault",
     "PauseStatistics",
+    "Player",
     "Poll",
     "Scenario",
     "ScenarioError",

@@ -146,6 +146,10 @@ class Gateway:
         """Count the events that nobody has fetched."""
         return len(self._agents[work_no].queue)
 
+    def drained(self, work_no: str) -> bool:
+        """Say whether every event of an agent was fetched."""
+        return not self._agents[work_no].queue
+
     def handed_out(self, work_no: str) -> list[Event]:
         """List the events that were written to a connection which was up."""
         return list(self._agents[work_no].handed_out)

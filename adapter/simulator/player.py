@@ -56,10 +56,17 @@ class Stage(Protocol):
 
 
 class Player:
-    """Plays a scenario on a stage."""
+    """Plays a scenario on a stage.
 
-    def __init__(self, stage: Stage, scenario: Scenario) -> None:
+    Args:
+        stage: The simulator.
+        scenario: What is to happen.
+        speed: Seconds of the scenario for each second of the clock.
+    """
+
+    def __init__(self, stage: Stage, scenario: Scenario, *, speed: float = 1.0) -> None:
         self._stage = stage
+        self._speed = speed
         self._scenario = scenario
         self._ids: dict[tuple[str, str], str] = {}
         self._call_count = 0
@@ -84,9 +91,9 @@ class Player:
 
     async def _play(self, work_no: str, steps: tuple[Step, ...], draw: random.Random, began_at: float) -> None:
         for step in steps:
-            wait_s = draw.uniform(*step.after_s)
+            wait_s = draw.uniform(*step.after_s) / self._speed
             if step.at_s is not None:
-                wait_s = max(0.0, began_at + step.at_s - time.monotonic())
+                wait_s = max(0.0, began_at + step.at_s / self._speed - time.monotonic())
             await asyncio.sleep(wait_s)
             if isinstance(step.argument, Repeated):
                 done = 0

@@ -169,13 +169,13 @@ def _steps(node: Node, depth: int) -> tuple[Step, ...]:
 
 def _step(node: Node, depth: int) -> Step:
     kinds = ("event", "fault", "sign_out", "sign_in", "expire_guid", "status", "cut", "repeat")
-    parts = node.mapping(("after", "at", "content", "on", "steps", *kinds), "one step")
+    parts = node.mapping(("after", "at", "content", "request", "steps", *kinds), "one step")
     chosen = [kind for kind in kinds if kind in parts]
     if len(chosen) > 1:
         node.fail(f"expected one thing to happen, got {' and '.join(chosen)}")
     if "after" in parts and "at" in parts:
         node.fail("expected after or at, got both")
-    for key, needs in (("content", "event"), ("on", "fault"), ("steps", "repeat")):
+    for key, needs in (("content", "event"), ("request", "fault"), ("steps", "repeat")):
         if key in parts and needs not in parts:
             parts[key].fail(f"goes with {needs} only")
     at_s = parts["at"].number("seconds since the beginning") if "at" in parts else None
@@ -214,8 +214,8 @@ def _event(parts: dict[str, Node], _depth: int) -> _Argument:
 
 def _fault_step(parts: dict[str, Node], _depth: int) -> _Argument:
     on = "poll"
-    if "on" in parts:
-        on = parts["on"].choice(("poll", "login", "forcelogin", "logout", "forcelogout", "agentstatus"))
+    if "request" in parts:
+        on = parts["request"].choice(("poll", "login", "forcelogin", "logout", "forcelogout", "agentstatus"))
     node = parts["fault"]
     nodes = node.items("a fault or a list of them") if node.is_list() else [node]
     return "fault", (on, tuple(_fault(item) for item in nodes))

@@ -5,6 +5,7 @@ would refuse it, and in any case noted in `violations`.
 """
 
 import asyncio
+import contextlib
 import re
 import tempfile
 import time
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, Self
 from urllib.parse import quote
 
 from adapter.simulator.agent import Settings, SimAgent
@@ -105,7 +106,7 @@ class Simulator(Gateway):
         self._port = port
         self._directory = directory
         self._certificate: Certificate = certificate
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._closing: contextlib.ExitStack
         self._listener: Listener
         self._scenario = load_scenario(scenario) if isinstance(scenario, Path) else scenario
         if self._scenario is not None:
@@ -115,15 +116,17 @@ class Simulator(Gateway):
 
     async def __aenter__(self) -> Self:
         """Make the certificate and listen."""
-        if self._directory is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="ccgateway-simulator-")
-        directory = self._directory or Path(cast("tempfile.TemporaryDirectory[str]", self._temporary).name)
-        context, self.ca_file = make_context(self._host, directory, self._certificate)
-        self._listener = Listener(self._host, self._port, context, self._answer)
-        now = time.monotonic()
-        for agent in self._agents.values():
-            agent.last_seen = now
-        await self.come_back()
+        with contextlib.ExitStack() as opening:
+            directory = self._directory or Path(
+                opening.enter_context(tempfile.TemporaryDirectory(prefix="ccgateway-simulator-"))
+            )
+            context, self.ca_file = make_context(self._host, directory, self._certificate)
+            self._listener = Listener(self._host, self._port, context, self._answer)
+            now = time.monotonic()
+            for agent in self._agents.values():
+                agent.last_seen = now
+            await self.come_back()
+            self._closing = opening.pop_all()
         if self._scenario is not None:
             self.playing = asyncio.get_running_loop().create_task(Player(self, self._scenario).run(), name="scenario")
         return self
@@ -136,9 +139,7 @@ class Simulator(Gateway):
             self.playing.cancel()
             await asyncio.wait({self.playing})
         await self.go_away()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
+        self._closing.close()
 
     async def come_back(self) -> None:
         """Listen, at the start or after `go_away`; the port stays the same."""

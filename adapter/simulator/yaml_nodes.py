@@ -155,7 +155,7 @@ def read(file: Path) -> Node:
         line = err.problem_mark.line + 1 if err.problem_mark is not None else None
         raise ScenarioError(file, line, "", f"not YAML: {err.problem}") from err
     except yaml.YAMLError as err:
-        raise ScenarioError(file, None, "", f"not YAML: {err}") from err
+        raise ScenarioError(file, None, "", f"not YAML: {' '.join(str(err).split())}") from err
     if node is None:
         raise ScenarioError(file, None, "", "the file is empty; expected agents and a timeline")
     return Node(file, loader, node, "")
