@@ -235,16 +235,20 @@ async def test_a_broker_outage_shows_and_heals(browser: Browser) -> None:
         await expect(wall.page.locator("#spoken")).to_contain_text("Connected to the broker again")
 
 
-async def test_an_agent_that_left_is_gone(browser: Browser, broker: NatsServer) -> None:
-    """Left out of the roster with its topics cleared, an agent has no tile any more; nor its group a heading."""
+@pytest.mark.parametrize("roster_first", [True, False])
+async def test_an_agent_that_left_is_gone(browser: Browser, broker: NatsServer, *, roster_first: bool) -> None:
+    """Left out of the roster and its topics cleared, in either order, an agent has no tile, and its group no heading."""
     async with open_wall(browser, broker) as wall:
         amina = RosterAgent(work_no="101", name="Amina", group="Support")
         await wall.feed.roster(amina, RosterAgent(work_no="102", name="Bruno", group="Sales"))
         await wall.feed.state("101", "idle")
         await wall.feed.state("102", "idle")
         await expect(wall.page.locator(".group")).to_have_text(["Sales", "Support"])
+        if roster_first:
+            await wall.feed.roster(amina)
         await wall.feed.client.publish(wall.feed.topics.state("102"), b"", retain=True)
-        await wall.feed.roster(amina)
+        if not roster_first:
+            await wall.feed.roster(amina)
         await expect(wall.page.locator(".tile")).to_have_count(1)
         await expect(wall.page.locator(".group")).to_have_text(["Support"])
 
@@ -301,6 +305,7 @@ async def test_call_data_comes_back(
         await expect(outcome).to_have_text(re.compile(shown))
         await expect(wall.page.locator("#sent-list li")).to_have_attribute("data-outcome", status)
         await expect(wall.page.locator("#spoken")).to_contain_text(re.compile(f"Call data for Bruno.*{shown}"))
+        await expect(wall.page.locator("#spoken")).not_to_contain_text("not yours")
 
 
 async def test_call_data_without_a_result_says_so(browser: Browser, broker: NatsServer) -> None:
