@@ -237,7 +237,7 @@ async def test_a_broker_outage_shows_and_heals(browser: Browser) -> None:
 
 @pytest.mark.parametrize("roster_first", [True, False])
 async def test_an_agent_that_left_is_gone(browser: Browser, broker: NatsServer, *, roster_first: bool) -> None:
-    """Left out of the roster and its topics cleared, in either order, an agent has no tile, and its group no heading."""
+    """Left out of the roster, its topics cleared, in either order: an agent has no tile and its group no heading."""
     async with open_wall(browser, broker) as wall:
         amina = RosterAgent(work_no="101", name="Amina", group="Support")
         await wall.feed.roster(amina, RosterAgent(work_no="102", name="Bruno", group="Sales"))
