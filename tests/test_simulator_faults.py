@@ -6,7 +6,7 @@ import time
 import pytest
 
 from adapter.simulator import Fault, Simulator, faults
-from tests.simulator_support import curl, kinds, poll, raw_connection, raw_poll, session_url, sign_in
+from tests.simulator_support import curl, kinds, poll, raw_connection, raw_poll, read_answer, session_url, sign_in
 
 EMPTY = b'{"message":"","retcode":"0"}'
 
@@ -137,6 +137,17 @@ async def test_a_slow_answer_takes_its_time() -> None:
         await simulator.wait_for(lambda: simulator.lost("101"))
 
         assert simulator.polls("101")[1].outcome == "lost"
+
+
+async def test_a_pause_is_measured_from_the_end_of_a_slow_answer() -> None:
+    """P4: a poll right after its last byte is too early, however long the answer took."""
+    async with Simulator(agents=["101"], hold_s=0.01) as simulator, raw_connection(simulator) as (reader, writer):
+        simulator.script("101", faults.slow(400))
+        for _ in range(2):
+            writer.write(raw_poll(simulator))
+            await read_answer(reader)
+
+        assert kinds(simulator) == ["pause"]
 
 
 async def test_a_chunked_answer_is_whole() -> None:

@@ -112,6 +112,19 @@ async def test_a_new_sign_in_elsewhere_ends_the_old_session() -> None:
         assert set(kinds(simulator)) <= {"pause"}
 
 
+async def test_a_new_sign_in_forgets_what_was_refused_before() -> None:
+    """A GUID of an older session is refused again, but there was a sign-in since."""
+    async with Simulator(agents=["101"], hold_s=0.01) as simulator:
+        guid = simulator.guid("101")
+        simulator.sign_out("101")
+        await poll(simulator, guid=guid)
+        simulator.sign_in("101")
+        reply = await poll(simulator, guid=guid)
+
+        assert reply.retcode == "000-003"
+        assert not simulator.violations
+
+
 async def test_the_shutdown_event_ends_the_session_once_it_is_fetched() -> None:
     """P13: events before it still come, it comes, then there is no session; one more poll is a violation."""
     async with Simulator(agents=["101"], hold_s=60) as simulator:
