@@ -19,10 +19,7 @@ from adapter.payloads import CallPayload, RosterAgent, StateName, Status
 from adapter.wall import Settings, files_directory, serve
 from tests.wall_support import Client, Feed, find_browser, moment, until
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(find_browser() is None, reason="chromium or google-chrome is not installed"),
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STATES: tuple[StateName, ...] = ("idle", "busy", "rest", "work", "in_call", "signed_out", "unknown")
 RINGING = CallPayload(call_id="c-1", phase="ringing", caller="13800138000", called="8101", direction="in")
