@@ -12,8 +12,11 @@ import asyncio
 import json
 import re
 import ssl
+import time
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 from urllib.parse import quote
 
@@ -34,18 +37,23 @@ _KEEP_ALIVE_S = 120.0
 """How long an idle connection is kept: longer than the longest pause between two polls of an agent (P5)."""
 
 
+_COOKIES = 16
+"""How many cookies of one agent are kept, the newest: one that makes up names must not fill each request's head."""
+
+_COOKIE_BYTES = 4096
+"""The longest cookie. Source: RFC 6265, 6.1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer that came as HTTP 200 and could be read.
 
     Attributes:
         answer: Its retcode, message, events and result.
-        guid: The GUID of its header ``Set-GUID``; `None` without one.
         received_at: When its last byte was there, on the event loop's clock.
     """
 
     answer: Answer
-    guid: str | None = field(repr=False)
     received_at: float
 
 
@@ -80,23 +88,24 @@ class Line:
 
     Attributes:
         cookies: The load balancer's cookies (P9), by name.
+        new_guid: The GUID that the last answer brought in ``Set-GUID``, whatever became of its body (P8); `None` where
+            it brought none that could be sent back.
     """
 
     def __init__(self, config: GatewayConfig, tls: ssl.SSLContext, work_no: str, cookies: Mapping[str, str]) -> None:
         self._timeout_s = config.timeout_s
         self._poll_url = f"{config.url}/resource/agentevent/{work_no}"
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
-        self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                verify=tls,
-                proxy=config.proxy,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
-            ),
-            # Reading has no limit of its own: the limit of the whole request covers it, one byte at a time too.
-            timeout=httpx.Timeout(None, connect=min(_CONNECT_S, config.timeout_s / 2.5)),
-            trust_env=False,
+        # The transport alone: httpx's client above it would add a cookie jar, redirects and headers of its own.
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=tls,
+            proxy=config.proxy,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
         )
+        # Reading has no limit of its own: the limit of the whole request covers it, one byte at a time too.
+        self._extensions = {"timeout": {"connect": min(_CONNECT_S, config.timeout_s / 2.5)}}
         self.cookies = dict(cookies)
+        self.new_guid: str | None = None
 
     async def poll(self, guid: str, call_data: str | None = None) -> Reply:
         """Wait for the agent's next event (``getAgentEvent``).
@@ -130,18 +139,23 @@ class Line:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def _request(self, method: str, url: str, guid: str | None, body: bytes | None = None) -> Reply:
-        headers = {"Content-Type": "application/json; charset=UTF-8", "Accept-Encoding": "identity"}
+        self.new_guid = None
+        headers = {
+            "Content-Type": "application/json; charset=UTF-8",
+            "Accept-Encoding": "identity",
+            "User-Agent": "ccgateway2mqtt",
+        }
         if guid is not None:
             headers["Guid"] = guid
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
         try:
             async with asyncio.timeout(self._timeout_s):
-                request = self._client.build_request(method, url, headers=headers, content=body)
-                response = await self._client.send(request, stream=True)
+                response = await self._transport.handle_async_request(request)
                 try:
                     return await self._read(response)
                 finally:
@@ -151,14 +165,15 @@ class Line:
             raise GatewayConnectionError(reason, answer_lost=True) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as err:
             raise GatewayConnectionError(f"cannot connect: {_reason(err)}", answer_lost=False) from err
-        except httpx.TransportError as err:
+        except (httpx.TransportError, ssl.SSLError) as err:
+            # httpcore lets the errors of a TLS connection through that breaks after its handshake.
             raise GatewayConnectionError(f"connection lost: {_reason(err)}", answer_lost=True) from err
 
     async def _read(self, response: httpx.Response) -> Reply:
-        for header in response.headers.get_list("set-cookie"):
+        headers = response.headers
+        self.new_guid = _guid(headers.get("set-guid"))
+        for header in headers.get_list("set-cookie"):
             self._take_cookie(header)
-        # A client's own jar would send a stored cookie beside the one that was read back from disk.
-        self._client.cookies.clear()
         body = bytearray()
         async for chunk in response.aiter_raw():
             body += chunk
@@ -167,16 +182,11 @@ class Line:
         if response.status_code != httpx.codes.OK:
             reason = f"HTTP status {response.status_code}"
             raise GatewayConnectionError(reason, answer_lost=False, status=response.status_code)
-        guid = _guid(response.headers.get("set-guid"))
-        if len(body) > MAX_ANSWER_BYTES:
+        text = _unpacked(bytes(body), headers.get("content-encoding", ""))
+        if len(text) > MAX_ANSWER_BYTES:
             reason = f"over {MAX_ANSWER_BYTES} bytes"
-            raise GatewayProtocolError(reason, head=bytes(body[:HEAD_BYTES]), size_bytes=len(body), guid=guid)
-        try:
-            answer = parse_answer(bytes(body), response.charset_encoding)
-        except GatewayProtocolError as err:
-            err.guid = guid
-            raise
-        return Reply(answer, guid, asyncio.get_running_loop().time())
+            raise GatewayProtocolError(reason, head=text[:HEAD_BYTES], size_bytes=len(text))
+        return Reply(parse_answer(text, response.charset_encoding), asyncio.get_running_loop().time())
 
     def _take_cookie(self, header: str) -> None:
         """Keep the pair of a ``Set-Cookie`` header; forget it where the header says that it is over.
@@ -185,12 +195,13 @@ class Line:
         """
         pair, *attributes = header.split(";")
         name, equals, value = (part.strip() for part in pair.partition("="))
-        if not (name and equals) or not pair.isprintable() or not pair.isascii():
+        if not (name and equals) or len(pair) > _COOKIE_BYTES or not (pair.isprintable() and pair.isascii()):
             return
-        if any(attribute.strip().lower() == "max-age=0" for attribute in attributes):
-            self.cookies.pop(name, None)
-        else:
+        self.cookies.pop(name, None)
+        if not any(_ends_cookie(attribute) for attribute in attributes):
             self.cookies[name] = value
+        while len(self.cookies) > _COOKIES:
+            del self.cookies[next(iter(self.cookies))]
 
 
 def _guid(header: str | None) -> str | None:
@@ -199,6 +210,30 @@ def _guid(header: str | None) -> str | None:
         return None
     guid = header.removeprefix("JSESSIONID=").split(";")[0].strip()
     return guid if is_guid(guid) else None
+
+
+def _ends_cookie(attribute: str) -> bool:
+    """Say whether an attribute ends its cookie: ``Max-Age`` of nothing, or ``Expires`` in the past."""
+    name, _, value = (part.strip().lower() for part in attribute.partition("="))
+    if name == "max-age":
+        return value.startswith("-") or value == "0"
+    moment = parsedate_tz(value) if name == "expires" else None
+    try:
+        return moment is not None and mktime_tz(moment) <= time.time()
+    except (ValueError, OverflowError):  # no such date
+        return False
+
+
+def _unpacked(body: bytes, coding: str) -> bytes:
+    """Unpack what came packed although it was not asked for, up to a little over `MAX_ANSWER_BYTES`."""
+    if coding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    try:
+        # 32 more than the window's bits: the header tells gzip from zlib.
+        return zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body, MAX_ANSWER_BYTES + 1)
+    except zlib.error as err:
+        reason = f"packed as {coding}, and damaged"
+        raise GatewayProtocolError(reason, head=body[:HEAD_BYTES], size_bytes=len(body)) from err
 
 
 def _reason(err: Exception) -> str:

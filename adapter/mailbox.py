@@ -28,6 +28,7 @@ class Mailbox:
         self._topics = topics
         self.waiting: deque[CommandRecord] = deque()
         self._under_way: CommandRecord | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def put(self, command: CommandRecord) -> None:
         """Let call data wait for a poll.
@@ -39,7 +40,8 @@ class Mailbox:
             raise CommandError("queue full")
         self.waiting.append(command)
         if command.expires_at is not None:
-            asyncio.get_running_loop().call_later(command.expires_at - time.time(), self._expire, command)
+            loop = asyncio.get_running_loop()
+            self._timers[command.id] = loop.call_later(command.expires_at - time.time(), self._expire, command)
 
     def take(self) -> str | None:
         """Give the call data that goes with the poll that now begins; `None` where none waits."""
@@ -51,7 +53,7 @@ class Mailbox:
         command, self._under_way = self._under_way, None
         if command is None:
             return
-        self.waiting.popleft()
+        self._remove(command)
         status: Status = "applied" if retcode == SUCCESS else "rejected"
         finish(change, command, self._topics, status=status, retcode=retcode, reason=reason)
 
@@ -63,15 +65,27 @@ class Mailbox:
 
     def reject_all(self, change: Change, reason: str) -> None:
         """Answer all that waits: no poll will take it along."""
-        for command in self.waiting:
+        for command in list(self.waiting):
+            self._remove(command)
             finish(change, command, self._topics, status="rejected", reason=reason)
-        self.waiting.clear()
+
+    def close(self) -> None:
+        """Let what waits be, for another to go on with it."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _remove(self, command: CommandRecord) -> None:
+        self.waiting.remove(command)
+        timer = self._timers.pop(command.id, None)
+        if timer is not None:
+            timer.cancel()
 
     def _expire(self, command: CommandRecord) -> None:
         """End the tries of call data whose time is over, but not a poll under way."""
-        if command is self._under_way or command not in self.waiting:
+        if command is self._under_way:
             return
-        self.waiting.remove(command)
+        self._remove(command)
         change = Change()
         finish(change, command, self._topics, status="expired", reason="no poll could take it along in time")
         self._presence.store_soon(change)

@@ -18,21 +18,39 @@ class Outage:
         self._suffering: set[str] = set()
         self._affected: set[str] = set()
         self._since = 0.0
+        self._told_at = 0.0
 
-    def begins(self, sufferer: str, reason: str) -> None:
-        """Note that `sufferer` fails. The first one's reason is logged for all; the others' at debug level."""
+    def begins(self, sufferer: str, reason: str, *, remind_s: float | None = None) -> None:
+        """Note that `sufferer` fails, or still does.
+
+        The first one's reason is logged for all; the others' at debug level.
+
+        Args:
+            sufferer: Who fails.
+            reason: Why.
+            remind_s: Seconds after which it is logged again while it lasts; `None` for never.
+        """
+        now = time.monotonic()
         first = not self._suffering
         again = sufferer in self._suffering
         self._suffering.add(sufferer)
         self._affected.add(sufferer)
         if first:
-            self._since = time.monotonic()
+            self._since = now
+        if first or (remind_s is not None and now - self._told_at >= remind_s):
+            self._told_at = now
             _log.warning("%s: %s: %s; trying again", self._subject, sufferer, reason)
         elif not again:
             _log.debug("%s: %s: %s", self._subject, sufferer, reason)
 
+    def leave(self, sufferer: str) -> None:
+        """Forget a sufferer that is gone: nothing is known of a recovery."""
+        self._suffering.discard(sufferer)
+        if not self._suffering:
+            self._affected.clear()
+
     def ends(self, sufferer: str) -> None:
-        """Note that `sufferer` is well, or gone; the last one's recovery is logged for all."""
+        """Note that `sufferer` is well; the last one's recovery is logged for all."""
         if sufferer not in self._suffering:
             return
         self._suffering.discard(sufferer)

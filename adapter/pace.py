@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from adapter.config import Backoff
+from adapter.errors import GatewayError, RetcodeError
 
 _EARLY_S = 0.005
 """How early a timer may fire, and a little: never under P4's lower bound at the gateway."""
@@ -55,6 +56,13 @@ class Pace:
             self._delays = self._backoff.delays()
         self.failures += 1
         self._next_at = self.now() + next(self._delays)
+
+    def refused(self, error: GatewayError) -> None:
+        """Have the next request wait as is due after `error`: a retcode is an HTTP 200 answer, all else a failure."""
+        if isinstance(error, RetcodeError):
+            self.answered()
+        else:
+            self.failed()
 
     def recovered(self) -> None:
         """Have the next failure begin P5's pauses anew."""

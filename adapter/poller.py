@@ -27,6 +27,9 @@ from adapter.records import AgentRecord, Change, CommandRecord, Unreadable
 from adapter.session import Session
 from adapter.signing import Signing, describe
 
+_ORDERS = 4
+"""How many sign-ins and sign-outs may wait: as many as call data (C2)."""
+
 _STATUS_TRIES = 3
 """How often the state is asked for in vain before it stays what it was."""
 
@@ -48,6 +51,7 @@ class Poller:
         self._mailbox = Mailbox(self.presence, shared.topics)
         self._signing = Signing(session, self.presence, self._pace, self._mailbox, shared)
         self._orders: deque[Order] = deque()
+        self._polls_first = False
         self._guid_file_changed = False
         self._status_tries = _STATUS_TRIES
         self._last_retcode: str | None = None
@@ -65,7 +69,13 @@ class Poller:
         self._mailbox.put(command)
 
     def order(self, order: Order) -> None:
-        """Take a sign-in or sign-out; it is done when the request under way is over (C6)."""
+        """Take a sign-in or sign-out; it is done when the request under way is over (C6).
+
+        Raises:
+            CommandError: Enough wait already.
+        """
+        if len(self._orders) >= _ORDERS:
+            raise CommandError("queue full")
         self._orders.append(order)
         self._pace.wake()
 
@@ -101,28 +111,36 @@ class Poller:
             except GatewayError as error:
                 await self._failed(error)
             await self._pace.pause()
-        self._shared.gateway_outage.ends(self.presence.subject)
-        await self.presence.close()
 
     async def close(self, *, sign_out: bool) -> None:
-        """Close the connection, when `run` has returned; sign out before, where that is wanted and configured."""
-        if sign_out:
-            await self._signing.sign_out_at_exit()
-        await self._session.close()
+        """Let go of everything, when `run` has ended; sign out before, where that is wanted and configured."""
+        self._mailbox.close()
+        try:
+            if sign_out:
+                await self._signing.sign_out_at_exit()
+            await self._session.close()
+        finally:
+            await self.presence.close()
 
     async def _step(self) -> None:
         """Make one request, or wait for a reason to make one."""
         if self._guid_file_changed:
             self._guid_file_changed = False
+            self._status_tries = _STATUS_TRIES
             await self._signing.read_guid_file()
-        elif self._orders:
+        elif self._orders and not self._polls_first:
+            # However many orders come, a session is polled in between: the gateway ends one that is not.
+            self._polls_first = self._session.guid is not None
+            self._status_tries = _STATUS_TRIES
             await self._signing.obey(self._orders.popleft())
         elif self._session.guid is None:
+            self._polls_first = False
             self._status_tries = _STATUS_TRIES
             await self._signing.wait()
         elif self._status_tries and not self._pace.failures:
             await self._read_state()
-        else:
+        elif await self.presence.has_room():
+            self._polls_first = False
             await self._poll()
 
     async def _poll(self) -> None:
@@ -169,17 +187,17 @@ class Poller:
         except GatewayError as error:
             self.presence.say(logging.DEBUG, "agentstatus: %s", error)
             self._pace.failed()
-            return
-        self._pace.answered()
-        self._status_tries = 0
-        if state is not None:
-            self.presence.settle(state, change)
+        else:
+            self._pace.answered()
+            self._status_tries = 0
+            if state is not None:
+                self.presence.settle(state, change)
         await self.presence.store_if_changed(change)
 
     # What goes wrong, and how it heals.
 
     async def _failed(self, error: GatewayError) -> None:
-        """Note a failed request, and leave P5's pause before the next."""
+        """Note a failed poll, and leave P5's pause before the next."""
         change = Change()
         retcode = None
         self._pace.failed()
@@ -187,8 +205,7 @@ class Poller:
             retcode = error.retcode
             if retcode != self._last_retcode:
                 self.presence.say(logging.WARNING, "getAgentEvent: %s", describe(retcode, error.message))
-        elif self._session.guid is None:
-            self._shared.gateway_outage.begins(self.presence.subject, f"sign-in: {error}")
+            self._shared.gateway_outage.ends(self.presence.subject)
         else:
             self._counters.poll_errors += 1
             self._shared.gateway_outage.begins(self.presence.subject, f"getAgentEvent: {error}")

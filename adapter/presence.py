@@ -5,8 +5,10 @@ Everything that a poller finds out goes through here into a `Change`, and from t
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from msgspec import UNSET
 
@@ -25,6 +27,9 @@ from adapter.state import AgentState, decode, encode, fold, settle
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)
+
+_REMIND_S = 60.0
+"""How often a log line says that nothing can be stored, while it is so (D4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,9 @@ class Presence:
         self._offline_timer: asyncio.TimerHandle | None = None
         self._storing: set[asyncio.Task[None]] = set()
         self._named_other = False
+        self._closed = False
+        self._enter_again: Callable[[Change], None] | None = None
+        self._enter_after_stop: Callable[[Change], None] | None = None
 
     @property
     def subject(self) -> str:
@@ -154,6 +162,8 @@ class Presence:
             loop = asyncio.get_running_loop()
             self._offline_timer = loop.call_later(self._shared.timing.offline_after_s, self._go_offline)
         self.phase = phase
+        self._enter_again = partial(self.enter, phase, retcode=retcode, message=message, attempt=attempt)
+        self._enter_after_stop = None
         change.slots[self._shared.topics.session(self.agent.work_no)] = SessionPayload(
             phase=phase,
             since=timestamp(datetime.now(UTC)),
@@ -163,7 +173,7 @@ class Presence:
         ).render()
         if phase == "polling":
             self._set_online(change, online=True)
-        elif phase in ("signed_out", "stopped"):
+        elif phase != "retrying":
             self._set_online(change, online=False)
 
     def _set_online(self, change: Change, *, online: bool) -> None:
@@ -191,27 +201,20 @@ class Presence:
         the caller polls no further meanwhile (D4).
         """
         self._record = change.agent = self.record()
-        stopped_in: SessionPhase | None = None
+        error = await self._try_to_store(change)
+        if error is None:
+            return
+        outbox = self._shared.outbox
         events = sum(message.retain for message in change.outgoing)
-        while True:
-            try:
-                await self._shared.outbox.commit(change)
-                break
-            except StorageFullError as error:
-                if stopped_in is None:
-                    stopped_in = self.phase or "stopped"
-                    self._shared.outbox.at_risk += events
-                    self._shared.storage_outage.begins(self.subject, f"nothing can be stored: {error}")
-                    shown = Change()
-                    self.enter("stopped", shown, message=f"nothing can be stored: {error.reason}")
-                    self._shared.outbox.show(shown.slots)
+        outbox.at_risk += events
+        self._stop(str(error.reason))
+        try:
+            while error is not None:
                 await asyncio.sleep(self._shared.timing.store_again_s)
-        if stopped_in is not None:
-            self._shared.outbox.at_risk -= events
-            self._shared.storage_outage.ends(self.subject)
-            resumed = Change()
-            self.enter(stopped_in, resumed)
-            await self.store(resumed)
+                error = await self._try_to_store(change)
+        finally:
+            outbox.at_risk -= events
+        await self._go_on()
 
     async def store_if_changed(self, change: Change) -> None:
         """Store a change, unless neither it nor the session holds anything new: the usual answer writes nothing."""
@@ -219,17 +222,65 @@ class Presence:
             await self.store(change)
 
     def store_soon(self, change: Change) -> None:
-        """Store a change that a timer made."""
-        task = asyncio.get_running_loop().create_task(self.store(change), name=f"store[{self.agent.work_no}]")
+        """Store a change that a timer made, without the agent's row: that is the business of its poller's task."""
+
+        async def store() -> None:
+            error = await self._try_to_store(change)
+            while error is not None and not self._closed:
+                await asyncio.sleep(self._shared.timing.store_again_s)
+                error = await self._try_to_store(change)
+
+        task = asyncio.get_running_loop().create_task(store(), name=f"store[{self.agent.work_no}]")
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)
 
+    async def has_room(self) -> bool:
+        """Say whether another event could be stored: no poll starts before (D4). Takes a while to say no."""
+        outbox = self._shared.outbox
+        if outbox.writable and not outbox.at_risk:
+            await self._go_on()
+            return True
+        self._stop("there is no room")
+        await asyncio.sleep(self._shared.timing.store_again_s)
+        if not outbox.at_risk:
+            await self._try_to_store(Change(agent=self._record))
+        return False
+
     async def close(self) -> None:
-        """Wait until everything is stored."""
+        """Wait until everything is stored, or cannot be."""
+        self._closed = True
         self._cancel_offline_timer()
+        self._shared.gateway_outage.leave(self.subject)
+        self._shared.storage_outage.leave(self.subject)
         while self._storing:
             await asyncio.wait(self._storing)
 
     def record(self) -> AgentRecord:
         """Give the agent's row as it is now."""
         return self._session.into(replace(self._record, state=encode(self.state)))
+
+    async def _try_to_store(self, change: Change) -> StorageFullError | None:
+        outage = self._shared.storage_outage
+        try:
+            await self._shared.outbox.commit(change)
+        except StorageFullError as error:
+            outage.begins(self.subject, f"nothing can be stored: {error}", remind_s=_REMIND_S)
+            return error
+        outage.ends(self.subject)
+        return None
+
+    def _stop(self, reason: str) -> None:
+        """Publish that nothing can be stored: from memory, since it cannot be stored either."""
+        if self.phase == "stopped":
+            return
+        after, shown = self._enter_again, Change()
+        self.enter("stopped", shown, message=f"nothing can be stored: {reason}")
+        self._enter_after_stop = after
+        self._shared.outbox.show(shown.slots)
+
+    async def _go_on(self) -> None:
+        """Publish the phase that `_stop` broke into, unless another was entered meanwhile."""
+        if self._enter_after_stop is not None:
+            change = Change()
+            self._enter_after_stop(change)
+            await self.store(change)

@@ -1,6 +1,6 @@
 """One agent's session at the gateway: the newest GUID, where it came from, and the requests that it goes with.
 
-Rules of this file: the GUID lives here and nowhere else in memory; any 2xx answer may renew it (P8). An ended
+Rules of this file: the GUID lives here and nowhere else in memory; any answer may renew it (P8). An ended
 session is not a failure to retry: what follows it is the poller's decision.
 
 Source:
@@ -9,12 +9,13 @@ Source:
 
 import hashlib
 import logging
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from adapter.answer import Answer
 from adapter.catalogue import ALREADY_SIGNED_IN, SUCCESS, AgentStateName, state_of_status
 from adapter.config import AgentConfig, GatewayConfig
-from adapter.errors import GatewayProtocolError, RetcodeError
+from adapter.errors import RetcodeError
 from adapter.gateway import Line, Reply, is_guid, result_of
 from adapter.records import AgentRecord
 
@@ -104,20 +105,13 @@ class Session:
         """Wait for the next event; keep a new GUID. Raises as `Line.poll`."""
         if self.guid is None:
             raise AssertionError("a poll without a session")
-        try:
-            reply = await self._line.poll(self.guid, call_data)
-        except GatewayProtocolError as err:
-            self._renew(err.guid)
-            raise
-        self._renew(reply.guid)
-        return reply
+        return await self._ask(self._line.poll(self.guid, call_data))
 
     async def state(self) -> AgentStateName | None:
         """Ask the gateway for the agent's state; `None` where it does not say. Raises as `Line.poll`."""
         if self.guid is None:
             return None
-        reply = await self._line.agent_status(self.guid)
-        self._renew(reply.guid)
+        reply = await self._ask(self._line.agent_status(self.guid))
         return _state(reply.answer)
 
     async def sign_in(self, *, force: bool) -> None:
@@ -138,9 +132,9 @@ class Session:
         reply = await self._line.sign_in(body, force=force)
         if reply.answer.retcode != SUCCESS:
             raise RetcodeError(reply.answer.retcode, reply.answer.message)
-        if reply.guid is None:
-            raise RetcodeError("0", "signed in, but the answer brought no GUID that can be used")
-        self.guid = reply.guid
+        if self._line.new_guid is None:
+            raise RetcodeError(SUCCESS, "signed in, but the answer brought no GUID that can be used")
+        self.guid = self._line.new_guid
         self.own = True
         self.stay_out = False
 
@@ -154,7 +148,7 @@ class Session:
             RetcodeError: The gateway refused, for example during a call.
             GatewayError: As `Line.poll`.
         """
-        reply = await self._line.sign_out(guid)
+        reply = await self._ask(self._line.sign_out(guid))
         if reply.answer.retcode != SUCCESS:
             raise RetcodeError(reply.answer.retcode, reply.answer.message)
 
@@ -162,10 +156,15 @@ class Session:
         """Close the connection to the gateway."""
         await self._line.close()
 
-    def _renew(self, guid: str | None) -> None:
-        # With static authentication the sign-in's GUID serves for the whole session, whatever comes later (P8).
-        if guid is not None and self._dynamic:
-            self.guid = guid
+    async def _ask(self, request: Awaitable[Reply]) -> Reply:
+        """Wait for an answer; keep the new GUID that it brings, also where its body cannot be read (P8)."""
+        try:
+            return await request
+        finally:
+            # With static authentication the sign-in's GUID serves for the whole session, whatever comes later; and
+            # an answer to the sign-out of a session that has ended begins no new one.
+            if self._dynamic and self.guid is not None and self._line.new_guid is not None:
+                self.guid = self._line.new_guid
 
 
 def needs_force(error: RetcodeError) -> bool:

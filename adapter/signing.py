@@ -7,15 +7,19 @@ again after a refusal that could lock the account.
 import logging
 from collections.abc import Iterator
 
-from adapter.catalogue import NEVER_RETRY_SIGN_IN, SUCCESS, retcode_meaning
+from adapter.catalogue import ALREADY_SIGNED_IN, NEVER_RETRY_SIGN_IN, SUCCESS, retcode_meaning
 from adapter.command import Order, finish
-from adapter.errors import CommandError, GatewayError, RetcodeError
+from adapter.errors import CommandError, GatewayConnectionError, GatewayError, RetcodeError
 from adapter.mailbox import Mailbox
 from adapter.pace import Pace
 from adapter.payloads import Status
 from adapter.presence import Presence, Shared
 from adapter.records import Change
 from adapter.session import Session, needs_force
+
+_FORGOTTEN_S = 150.0
+"""After how long the gateway has surely ended a session whose GUID never reached us: it does after 120 s without a
+poll."""
 
 
 class Signing:
@@ -33,6 +37,7 @@ class Signing:
         self._sign_in_at: float | None = None
         self._began_at = 0.0
         self._on_trial = True
+        self._forgotten_at = 0.0
 
     async def start(self) -> None:
         """Begin with the stored or the configured GUID, with a sign-in, or by waiting for one."""
@@ -78,26 +83,30 @@ class Signing:
                 await self._session.sign_out(last_guid)
             except GatewayError as error:
                 self._presence.say(logging.INFO, "sign-out after the end of the session: %s", error)
-            self._pace.answered()
+                self._pace.refused(error)
+            else:
+                self._pace.answered()
 
     async def wait(self) -> None:
         """Sit out, until something wakes the pace, or the time of a sign-in by itself has come."""
         if self._sign_in_at is None or self._sign_in_at > self._pace.now():
             await self._pace.sleep(self._sign_in_at)
             return
+        change = Change()
         try:
             await self._sign_in()
         except RetcodeError as error:
-            change = Change()
-            may_repeat = error.retcode not in NEVER_RETRY_SIGN_IN
-            sign_in = self._presence.agent.sign_in
-            repeats = may_repeat and sign_in is not None and sign_in.again
-            self._sign_in_at = self._pace.now() + next(self._delays) if repeats else None
-            text = _sign_in_refused(error)
+            self._sign_in_at = self._next_try(error)
+            text = self._refusal(error)
             self._presence.say(logging.ERROR, "%s", text)
             self._end(change, retcode=error.retcode, message=text)
+            self._pace.refused(error)
             await self._presence.store(change)
-            self._pace.answered()
+        except GatewayError as error:
+            self._pace.failed()
+            self._outage.begins(self._presence.subject, f"sign-in: {error}")
+            self._presence.enter("retrying", change, message=str(error), attempt=self._pace.failures)
+            await self._presence.store(change)
 
     async def read_guid_file(self) -> None:
         """Go on with the GUID of the GUID file, where it holds another one."""
@@ -117,15 +126,20 @@ class Signing:
             reason = error.reason
         except RetcodeError as error:
             retcode = error.retcode
-            reason = _sign_in_refused(error) if order.action == "sign_in" else describe(error.retcode, error.message)
+            reason = self._refusal(error) if order.action == "sign_in" else describe(error.retcode, error.message)
+            self._pace.refused(error)
+            if error.retcode in NEVER_RETRY_SIGN_IN:
+                self._sign_in_at = None
         except GatewayError as error:
             reason = f"{error}; send it again"
+            self._pace.refused(error)
+        else:
+            self._pace.answered()
         if self._presence.phase == "signing_in":
             self._end(change, retcode=retcode, message=reason)
         if order.command is not None:
             finish(change, order.command, self._topics, status=status, retcode=retcode, reason=reason)
         await self._presence.store(change)
-        self._pace.answered()
 
     async def sign_out_at_exit(self) -> None:
         """Sign out where the configuration asks for it and this program signed in; when the poller has ended (D7)."""
@@ -137,6 +151,7 @@ class Signing:
             await self._session.sign_out(self._session.guid)
         except GatewayError as error:
             self._presence.say(logging.WARNING, "sign-out at exit: %s", error)
+            await self._presence.store_if_changed(Change())
             return
         change = Change()
         self._end(change, message="signed out as the adapter stopped")
@@ -177,14 +192,45 @@ class Signing:
         self._presence.enter("signing_in", change)
         await self._presence.store(change)
         try:
-            await self._session.sign_in(force=False)
+            await self._ask_for_session(force=False)
         except RetcodeError as error:
             if not needs_force(error) or sign_in is None or not sign_in.force:
                 raise
             self._pace.answered()
             await self._pace.hold_off()
-            await self._session.sign_in(force=True)
+            await self._ask_for_session(force=True)
         await self._begun("signed in")
+
+    async def _ask_for_session(self, *, force: bool) -> None:
+        try:
+            await self._session.sign_in(force=force)
+        except GatewayError as error:
+            refused = isinstance(error, RetcodeError) and error.retcode != SUCCESS
+            unsent = isinstance(error, GatewayConnectionError) and not error.answer_lost
+            if not refused and not unsent:
+                self._forgotten_at = self._pace.now() + _FORGOTTEN_S
+            raise
+
+    def _next_try(self, error: RetcodeError) -> float | None:
+        """Say when a refused sign-in is tried again by itself; `None` for never (C6)."""
+        sign_in = self._presence.agent.sign_in
+        again = sign_in is not None and sign_in.again
+        if error.retcode in NEVER_RETRY_SIGN_IN or not (again or self._is_ours(error)):
+            return None
+        return self._pace.now() + next(self._delays)
+
+    def _is_ours(self, error: RetcodeError) -> bool:
+        """Say whether the session that is in the way may be that of a sign-in of ours whose answer was lost."""
+        return error.retcode in (ALREADY_SIGNED_IN, SUCCESS) and self._pace.now() < self._forgotten_at
+
+    def _refusal(self, error: RetcodeError) -> str:
+        """Say what a person can do about a refused sign-in."""
+        if needs_force(error) and self._is_ours(error):
+            return "100-002: already signed in, perhaps by a sign-in whose answer was lost: that ends within 2 minutes"
+        if needs_force(error):
+            return "100-002: already signed in elsewhere: sign out there, or set sign_in.force: true"
+        hint = "; not tried again by itself, since that locks accounts" if error.retcode in NEVER_RETRY_SIGN_IN else ""
+        return f"sign-in refused: {describe(error.retcode, error.message)}{hint}"
 
     async def _begun(self, how: str) -> None:
         """Have polls begin with a new GUID, which is on disk before the first of them (P8)."""
@@ -215,11 +261,3 @@ def describe(retcode: str, message: str) -> str:
     """Name a retcode as the vendor's log does, with what it means."""
     meaning = message or retcode_meaning(retcode)
     return f"{retcode} ({meaning})" if meaning else retcode
-
-
-def _sign_in_refused(error: RetcodeError) -> str:
-    """Say what a person can do about a refused sign-in."""
-    if needs_force(error):
-        return "100-002: already signed in elsewhere: sign out there, or set sign_in.force: true"
-    hint = "; not tried again by itself, since that locks accounts" if error.retcode in NEVER_RETRY_SIGN_IN else ""
-    return f"sign-in refused: {describe(error.retcode, error.message)}{hint}"
