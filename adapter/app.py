@@ -10,19 +10,17 @@ gateway -> fleet of pollers -> OUTBOX -> link (publisher) -> broker
 import asyncio
 import contextlib
 import logging
-import resource
-import secrets
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, cast
 
 from adapter.bridge import Bridge
 from adapter.broker import ProtocolName, Received
 from adapter.commands import REMEMBERED_S, Commands, Flood
-from adapter.config import Config, PrivacyConfig, load
+from adapter.config import Config, load
 from adapter.config_report import difference
-from adapter.errors import CommandError, ConfigError, StorageFullError
+from adapter.errors import AdapterError, CommandError, StorageError, StorageFullError
 from adapter.event import timestamp
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
@@ -31,6 +29,7 @@ from adapter.logs import TopicHandler, set_up
 from adapter.metrics import Counters
 from adapter.outage import Outage
 from adapter.outbox import Outbox, open_outbox
+from adapter.preparation import make_mask, raise_file_limit, unwrapped_task_group, warn_of_the_unverified
 from adapter.presence import Shared, Timing
 from adapter.privacy import Mask
 from adapter.topics import Topics
@@ -43,8 +42,8 @@ _BEAT_S = 10.0
 """How often a sign of life is left for `ccgateway2mqtt health`."""
 _FLUSH_S = 5.0
 """How long the outbox may be flushed at the end (D7)."""
-_FILES_BESIDES_AGENTS = 64
-"""Open files that are no agent's connection: database, broker, listener, standard streams, and some room."""
+_STARTS_KEPT = 20
+"""How many of its starts the adapter remembers: more than a crash loop makes between two connections."""
 
 Ending = Literal["stopped", "restart"]
 
@@ -86,49 +85,10 @@ class App:
         Raises:
             StartError: It cannot run as configured.
         """
-        protocol = await self._outbox.recall("protocol")
-        own_start = await self._outbox.recall("started_at")
-        await self._outbox.remember("started_at", timestamp(self._started_at).encode())
         async with contextlib.AsyncExitStack() as stack:
-            tasks = await stack.enter_async_context(_unwrapped_task_group())
-            self._fleet = Fleet(Gateway(self._config.gateway), self._shared, tasks)
-            self._flood = Flood()
-            self._bridge = Bridge(self._shared, self._fleet.pollers, self._started_at)
-            self._bridge.requests = {
-                "agents": self._bridge.agents,
-                "reload": self.reload,
-                "restart": self._restart,
-            }
-            self._commands = Commands(self._shared, self._fleet.pollers, self._flood)
-            self._link = Link(
-                self._config.mqtt,
-                outbox=self._outbox,
-                topics=self._shared.topics,
-                counters=self._shared.counters,
-                subscriptions=self._subscriptions(),
-                receive=self._receive,
-                connected=self._report_soon,
-                remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
-                own_start=None if own_start is None else own_start.decode(),
-            )
-            self._tasks = tasks
-            handler = TopicHandler(self._shared.topics.bridge("log"), self._link.publish)
-            logging.getLogger().addHandler(handler)
-            stack.callback(logging.getLogger().removeHandler, handler)
-            if self._config.http is not None:
-                # Imported here, so that who does not use it does not pay for aiohttp.
-                from adapter.listener import Exporter, listen  # noqa: PLC0415 - see above
-
-                exporter = Exporter(
-                    self._shared.counters, self._outbox, self._bridge, lambda: self._link.connection is not None
-                )
-                await stack.enter_async_context(listen(self._config.http, exporter))
-            link = tasks.create_task(self._link.run(), name="link")
-            await self._link.settled.wait()
-            self._fleet.start(self._config.agents)
-            await self._fleet.clear(self._fleet.strangers())
-            await self._bridge.introduce(self._config.agents)
-            await self._commands.restore(self._outbox.pending)
+            tasks = self._tasks = await stack.enter_async_context(unwrapped_task_group())
+            async with self._reloading:  # a SIGHUP may come at any time
+                link = await self._start(stack)
             regular = [
                 tasks.create_task(self._report_regularly(), name="report"),
                 tasks.create_task(self._beat_regularly(), name="beat"),
@@ -139,6 +99,45 @@ class App:
             await self._stop(link, regular)
         return self._ending
 
+    async def _start(self, stack: contextlib.AsyncExitStack) -> asyncio.Task[None]:
+        """Build the parts and start them, the link to the broker first; give its task."""
+        topics = self._shared.topics
+        protocol = await self._outbox.recall("protocol")
+        self._fleet = Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
+        self._flood = Flood()
+        self._bridge = Bridge(self._shared, self._fleet.pollers, self._started_at)
+        self._bridge.requests = {"agents": self._bridge.agents, "reload": self.reload, "restart": self._restart}
+        self._commands = Commands(self._shared, self._fleet.pollers, self._flood)
+        self._link = Link(
+            self._config.mqtt,
+            outbox=self._outbox,
+            topics=topics,
+            counters=self._shared.counters,
+            subscriptions=self._subscriptions(),
+            receive=self._receive,
+            connected=self._report_soon,
+            remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
+            own_starts=await self._note_start(),
+        )
+        handler = TopicHandler(topics.bridge("log"), self._link.publish)
+        logging.getLogger().addHandler(handler)
+        stack.callback(logging.getLogger().removeHandler, handler)
+        if self._config.http is not None:
+            # Imported here, so that who does not use it does not pay for aiohttp.
+            from adapter.listener import Exporter, listen  # noqa: PLC0415 - see above
+
+            exporter = Exporter(
+                self._shared.counters, self._outbox, self._bridge, lambda: self._link.connection is not None
+            )
+            await stack.enter_async_context(listen(self._config.http, exporter))
+        link = self._tasks.create_task(self._link.run(), name="link")
+        await self._link.settled.wait()
+        self._fleet.start(self._config.agents)
+        await self._fleet.clear(self._fleet.strangers())
+        await self._bridge.introduce(self._config)
+        await self._commands.restore(self._outbox.pending)
+        return link
+
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration again, and change what it changes (C7).
 
@@ -147,15 +146,18 @@ class App:
             CommandError: It changes what only a restart can change; nothing was changed.
         """
         async with self._reloading:
+            if self._stopping.is_set():
+                raise CommandError("the adapter is stopping")
             new = await asyncio.get_running_loop().run_in_executor(None, load, self._config.path)
             change = difference(self._config, new)
             if change.keys:
                 raise CommandError(f"a restart is needed for {', '.join(change.keys)}; nothing was changed")
-            set_up(new.log)
+            if new.log != self._config.log:
+                set_up(new.log)
             self._config = new
-            waiting = await self._fleet.change(new.agents, change.removed, change.changed)
+            waiting = await self._fleet.change(new.agents, change.removed, change.changed, hurry=self._hurry)
+            await self._bridge.introduce(new)
             await self._commands.restore(waiting)
-            await self._bridge.introduce(new.agents)
             _log.info(
                 "reload: %d added, %d removed, %d changed",
                 len(change.added),
@@ -170,10 +172,11 @@ class App:
         async def reload() -> None:
             try:
                 await self.reload()
-            except (CommandError, ConfigError) as error:
-                _log.error("reload: %s", error)
+            except AdapterError as error:
+                for line in str(error).splitlines():
+                    _log.error("reload: %s", line)
 
-        self._tasks.create_task(reload(), name="reload")
+        self._reload_task = asyncio.get_running_loop().create_task(reload(), name="reload")
 
     async def _restart(self) -> None:
         self._ending = "restart"
@@ -185,7 +188,8 @@ class App:
         _log.info("stopping: polls under way may end first; a second signal does not wait for them")
         await self._link.say_offline()
         await self._fleet.stop(self._hurry)
-        await self._commands.close()
+        async with self._reloading:  # a reload under way ends polls as well
+            await self._commands.close()
         for task in regular:
             task.cancel()
         if self._link.connection is not None:
@@ -193,8 +197,19 @@ class App:
                 async with asyncio.timeout(_FLUSH_S):
                     await self._outbox.flushed()
         self._link.leave()
+        if self._link.connection is None:
+            link.cancel()  # or it would wait for a broker that does not answer
         await asyncio.wait([link])
         _log.info("stopped: %d messages wait in %s", self._outbox.depth, self._config.storage.path)
+
+    async def _note_start(self) -> frozenset[str]:
+        """Remember this start; give the last ones, by which `info` that was left at the broker is known as our own."""
+        stored = await self._outbox.recall("starts")
+        starts = ([] if stored is None else stored.decode().split())[-_STARTS_KEPT:]
+        starts.append(timestamp(self._started_at))
+        with contextlib.suppress(StorageFullError):
+            await self._outbox.remember("starts", " ".join(starts).encode())
+        return frozenset(starts)
 
     # Regular work.
 
@@ -207,9 +222,9 @@ class App:
         try:
             self._link.publish(await self._bridge.health())
             await self._bridge.refresh_info()
-            await self._outbox.forget(commands_before=datetime.now(UTC).timestamp() - REMEMBERED_S)
-        except StorageFullError:
-            _log.debug("health: not measured, nothing can be stored")
+            await self._outbox.forget_commands(datetime.now(UTC).timestamp() - REMEMBERED_S)
+        except StorageError as error:
+            _log.debug("report: %s", error)
 
     def _report_soon(self) -> None:
         self._tasks.create_task(self._report(), name="report")
@@ -244,11 +259,7 @@ class App:
         acknowledge()
         name = self._shared.topics.parse_request(received.topic)
         if name is not None and self._flood.admits("requests"):
-            self._tasks.create_task(self._answer(name, received), name="request")
-
-    async def _answer(self, name: str, received: Received) -> None:
-        with contextlib.suppress(StorageFullError):
-            await self._bridge.answer(name, received)
+            self._tasks.create_task(self._bridge.answer(name, received), name="request")
 
 
 async def run(
@@ -275,10 +286,10 @@ async def run(
         StorageError: `storage.path` is in use or cannot be opened.
         StartError: It cannot run as configured.
     """
-    _raise_file_limit(len(config.agents))
-    _warn_of_the_unverified(config)
+    raise_file_limit(len(config.agents))
+    warn_of_the_unverified(config)
     async with open_outbox(config.storage.path, config.storage.max_mb) as outbox:
-        app = App(config, outbox, await _mask(config.privacy, outbox), timing or Timing())
+        app = App(config, outbox, await make_mask(config.privacy, outbox), timing or Timing())
         control(app)
         if handle_signals:
             loop = asyncio.get_running_loop()
@@ -286,42 +297,3 @@ async def run(
                 loop.add_signal_handler(number, app.stop)
             loop.add_signal_handler(signal.SIGHUP, app.reload_soon)
         return await app.run(ready)
-
-
-async def _mask(privacy: PrivacyConfig | None, outbox: Outbox) -> Mask | None:
-    """Make the mask; its key is made once, and lives in the database."""
-    if privacy is None:
-        return None
-    key = await outbox.recall("mask_key")
-    if key is None:
-        key = secrets.token_bytes(32)
-        await outbox.remember("mask_key", key)
-    return Mask(members=privacy.members, method=privacy.method, key=key)
-
-
-@contextlib.asynccontextmanager
-async def _unwrapped_task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """Run a task group; where one task's error ends it, raise that error itself."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            yield tasks
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-
-
-def _raise_file_limit(agents: int) -> None:
-    """Allow as many open files as the system lets us: each agent's connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and limit < agents + _FILES_BESIDES_AGENTS:
-        _log.error("open files: the limit is %d, %d agents need more: raise LimitNOFILE (ulimit -n)", limit, agents)
-
-
-def _warn_of_the_unverified(config: Config) -> None:
-    if not config.gateway.verify:
-        _log.warning("gateway.verify is false: anybody in between can read and send events")
-    if not config.mqtt.verify:
-        _log.warning("mqtt.verify is false: anybody in between can read and send messages")

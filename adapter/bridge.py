@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from adapter import __version__
 from adapter.broker import Message, Received
-from adapter.config import AgentConfig
+from adapter.config import Config
 from adapter.config_report import public
 from adapter.errors import AdapterError, CommandError
 from adapter.event import timestamp
@@ -59,27 +59,44 @@ class Bridge:
         self._shared = shared
         self._topics = shared.topics
         self._pollers = pollers
+        self._config = shared.config
+        self._told = b""
         self._started_at = started_at
         self._started = time.monotonic()
 
-    async def introduce(self, agents: tuple[AgentConfig, ...]) -> None:
-        """Publish the roster and `info`; clear pages of the roster that are left over."""
-        change = Change(slots={self._topics.bridge("info"): self._info()})
-        pages = _pages([RosterAgent(work_no=agent.work_no, name=agent.name, group=agent.group) for agent in agents])
+    async def introduce(self, config: Config) -> None:
+        """Publish the roster and `info` of a configuration; clear pages of the roster that are left over."""
+        self._config = config
+        self._told = self._info()
+        change = Change(slots={self._topics.bridge("info"): self._told})
+        pages = _pages(
+            [RosterAgent(work_no=agent.work_no, name=agent.name, group=agent.group) for agent in config.agents]
+        )
         for number, page in enumerate(pages, start=1):
             roster = RosterPage(page=number, pages=len(pages), agents=page)
             change.slots[self._topics.roster(number)] = roster.render()
         for topic in await self._shared.outbox.known_topics():
             if topic.startswith(self._topics.roster(0).removesuffix("0")) and topic not in change.slots:
                 change.slots[topic] = b""
-        await self._shared.outbox.commit(change)
+        await self._shared.outbox.insist(change)
 
     async def refresh_info(self) -> None:
-        """Publish `info` as it is now."""
-        await self._shared.outbox.commit(Change(slots={self._topics.bridge("info"): self._info()}))
+        """Publish `info` as it is now, where it is not what was told last.
+
+        Raises:
+            StorageFullError: It cannot be stored.
+        """
+        info = self._info()
+        if info != self._told:
+            await self._shared.outbox.commit(Change(slots={self._topics.bridge("info"): info}))
+            self._told = info
 
     async def health(self) -> Message:
-        """Measure how the adapter is."""
+        """Measure how the adapter is.
+
+        Raises:
+            StorageError: The outbox cannot be read.
+        """
         counters, outbox = self._shared.counters, self._shared.outbox
         oldest_s, size_bytes = await outbox.measure()
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -127,7 +144,7 @@ class Bridge:
         outgoing = [
             Outgoing(topic=topic, payload=response.render(), correlation=received.correlation) for response in responses
         ]
-        await self._shared.outbox.commit(Change(outgoing=outgoing))
+        await self._shared.outbox.insist(Change(outgoing=outgoing))
 
     async def agents(self) -> list[dict[str, Any]]:
         """Give the roster with states, a response for each page of it."""
@@ -148,21 +165,24 @@ class Bridge:
         polling = sum(poller.presence.phase == "polling" for poller in self._pollers.values())
         return InfoPayload(
             version=__version__,
-            instance=self._shared.config.instance,
+            instance=self._config.instance,
             agents=AgentCounts(configured=len(self._pollers), polling=polling),
-            config=public(self._shared.config),
+            config=public(self._config),
             started_at=timestamp(self._started_at),
         ).render()
 
 
 def resident_bytes() -> int:
-    """Measure the memory of this process.
+    """Measure the memory of this process; 0 where the system does not tell.
 
     Source:
         proc(5), /proc/pid/statm: the second field is the resident set in pages.
     """
-    with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - read once a minute, in the hot process
-        return int(statm.read().split()[1]) * resource.getpagesize()
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - read once a minute, in the hot process
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _pages(items: list[_T]) -> list[list[_T]]:
@@ -176,6 +196,6 @@ def _request_id(received: Received) -> str | None:
         return None
     try:
         request = msgspec.json.decode(received.payload, type=RequestPayload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise CommandError('expected {"id": "..."} or nothing') from None
     return None if request.id is UNSET else request.id

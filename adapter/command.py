@@ -184,7 +184,7 @@ def _checked(value: str) -> bytes:
 def _refuse_unknown(members: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(members) - known)
     if unknown:
-        shown = ", ".join(name[:_MAX_ID] for name in unknown[:3])
+        shown = ", ".join(ascii(name[:_MAX_ID]) for name in unknown[:3])
         raise CommandError(f"unknown member {shown}; expected {', '.join(sorted(known))}")
 
 

@@ -21,6 +21,12 @@ from adapter.records import Change, CommandRecord
 
 _log = logging.getLogger(__name__)
 
+_REMIND_S = 60.0
+"""How often a log line says that commands cannot be stored, while it is so (D4)."""
+
+_CLOSE_S = 2.0
+"""How long commands that were received may take to be stored at the end."""
+
 _PER_SECOND = 20
 """Commands a second and agent; what exceeds it is dropped (C5)."""
 
@@ -69,6 +75,7 @@ class Commands:
         self._flood = flood
         self._prefix = shared.config.mqtt.response_prefix
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def receive(self, received: Received, work_no: str, kind: str, acknowledge: Callable[[], None]) -> None:
         """Take a message from a command topic.
@@ -79,6 +86,8 @@ class Commands:
             kind: ``calldata`` or ``session``.
             acknowledge: Sends the PUBACK.
         """
+        if self._closed:
+            return
         self._shared.counters.commands += 1
         # All unknown agents count as one, or a sender who makes up numbers could fill the memory.
         if not self._flood.admits(work_no if work_no in self._pollers else "unknown agents"):
@@ -95,9 +104,12 @@ class Commands:
             await self._hand_over(command)
 
     async def close(self) -> None:
-        """Wait until every command that was received is stored."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Take no more; wait until every command that was received is stored, or cannot be."""
+        self._closed = True
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
 
     async def _take(self, received: Received, work_no: str, kind: str, acknowledge: Callable[[], None]) -> None:
         refusal: str | None = None
@@ -117,21 +129,29 @@ class Commands:
             correlation=received.correlation,
             response_topic=self._allowed(received.response_topic),
         )
-        try:
-            first = await self._shared.outbox.admit(command)
-            if first is None:
-                acknowledge()
-                await self._hand_over(command, refusal)
-            elif first.result is not None:
-                repeated = replace(command, id=first.id)
-                change = Change(outgoing=answers(repeated, self._shared.topics, first.result))
-                await self._shared.outbox.commit(change)
-                acknowledge()
+        first = await self._admitted(command)
+        acknowledge()
+        if first is None:
+            await self._hand_over(command, refusal)
+        elif first.result is not None:
+            repeated = replace(command, id=first.id)
+            await self._shared.outbox.insist(Change(outgoing=answers(repeated, self._shared.topics, first.result)))
+
+    async def _admitted(self, command: CommandRecord) -> CommandRecord | None:
+        """Store a command when there is room; give the one already stored under its id instead, where there is one.
+
+        Meanwhile it stays unacknowledged, and a broker sends only so many of these: the rest waits there.
+        """
+        outage = self._shared.storage_outage
+        while True:
+            try:
+                first = await self._shared.outbox.admit(command)
+            except StorageFullError as error:
+                outage.begins("commands", f"nothing can be stored: {error}", remind_s=_REMIND_S)
+                await asyncio.sleep(self._shared.timing.store_again_s)
             else:
-                acknowledge()
-        except StorageFullError as error:
-            # Not acknowledged, so its sender does not take it for done; while pending it is answered after a restart.
-            _log.warning("agent %s: a command could not be stored: %s", work_no, error, extra={"work_no": work_no})
+                outage.ends("commands")
+                return first
 
     async def _hand_over(self, command: CommandRecord, refusal: str | None = None) -> None:
         """Give a stored command to its agent, or answer it with a refusal."""
@@ -140,7 +160,7 @@ class Commands:
         except CommandError as error:
             change = Change()
             finish(change, command, self._shared.topics, status="rejected", reason=error.reason)
-            await self._shared.outbox.commit(change)
+            await self._shared.outbox.insist(change)
 
     def _dispatch(self, command: CommandRecord, refusal: str | None) -> None:
         poller = self._pollers.get(command.work_no)

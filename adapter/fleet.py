@@ -38,6 +38,7 @@ class Fleet:
         self._shared = shared
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
         self._records = dict(shared.outbox.agents)
 
     def start(self, agents: Iterable[AgentConfig]) -> None:
@@ -47,6 +48,8 @@ class Fleet:
             self._start(agent, place / len(starting) * self._shared.config.gateway.hold_s)
 
     def _start(self, agent: AgentConfig, delay_s: float) -> None:
+        if self._stopping:
+            return
         record = self._records.get(agent.work_no) or AgentRecord(work_no=agent.work_no)
         line = self._gateway.line(agent.work_no, dict(record.cookies))
         session = Session(agent, self._shared.config.gateway, line, record)
@@ -54,7 +57,7 @@ class Fleet:
         self._running[agent.work_no] = self._tasks.create_task(poller.run(delay_s), name=f"poller[{agent.work_no}]")
 
     async def change(
-        self, agents: Iterable[AgentConfig], removed: list[str], changed: list[str]
+        self, agents: Iterable[AgentConfig], removed: list[str], changed: list[str], *, hurry: asyncio.Event
     ) -> list[CommandRecord]:
         """Go on with another list of agents; those that are the same in it poll on undisturbed (C7).
 
@@ -62,6 +65,7 @@ class Fleet:
             agents: The new list.
             removed: Work numbers that are not in it.
             changed: Work numbers whose entry is another.
+            hurry: Cuts the waiting for their polls short.
 
         Returns:
             The commands that still waited with the agents that were ended.
@@ -69,23 +73,23 @@ class Fleet:
         wanted = {agent.work_no: agent for agent in agents}
         self.start(agent for work_no, agent in wanted.items() if work_no not in self.pollers)
         # The new poller of a changed agent begins when the old one's last request is over, and goes on from its record.
-        ended = await self._end([*removed, *changed], sign_out=removed)
+        ended = await self._end([*removed, *changed], sign_out=removed, hurry=hurry)
+        for work_no in removed:
+            self.pollers.pop(work_no, None)
         self.start(wanted[work_no] for work_no in changed)
         await self.clear(removed)
         return [command for poller in ended for command in poller.waiting()]
 
     async def clear(self, work_nos: Iterable[str]) -> None:
         """Clear what is retained of agents that left the configuration, behind the events that they left behind."""
-        change = Change()
-        gone = tuple(work_nos)
-        for work_no in gone:
+        change = Change(forgotten=tuple(work_nos))
+        for work_no in change.forgotten:
             event, *others = self._shared.topics.retained(work_no)
             change.outgoing.append(Outgoing(topic=event, payload=b"", retain=True))
             change.slots.update((topic, b"") for topic in others)
             self._records.pop(work_no, None)
-        if gone:
-            await self._shared.outbox.commit(change)
-            await self._shared.outbox.forget(agents=gone)
+        if change:
+            await self._shared.outbox.insist(change)
 
     def strangers(self) -> list[str]:
         """List the agents that the database knows and the configuration does not."""
@@ -93,18 +97,21 @@ class Fleet:
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """End all polls, those under way within `hold` and a grace, in a `hurry` at once; sign out where configured."""
+        self._stopping = True
         await self._end(list(self.pollers), sign_out=list(self.pollers), hurry=hurry)
 
-    async def _end(
-        self, work_nos: list[str], *, sign_out: list[str], hurry: asyncio.Event | None = None
-    ) -> list[Poller]:
-        ending = {work_no: self.pollers.pop(work_no) for work_no in work_nos}
-        running = [self._running.pop(work_no) for work_no in work_nos]
+    async def _end(self, work_nos: list[str], *, sign_out: list[str], hurry: asyncio.Event) -> list[Poller]:
+        """End pollers, but for those that are being ended already.
+
+        They stay in `pollers` meanwhile: a command that comes for one of them waits with it.
+        """
+        ending = {work_no: self.pollers[work_no] for work_no in work_nos if work_no in self._running}
+        running = [self._running.pop(work_no) for work_no in ending]
         for poller in ending.values():
             poller.end()
         if not running:
             return []
-        urged = asyncio.ensure_future(asyncio.Event().wait() if hurry is None else hurry.wait())
+        urged = asyncio.ensure_future(hurry.wait())
         over = asyncio.ensure_future(asyncio.wait(running))
         await asyncio.wait(
             [over, urged],
@@ -125,12 +132,13 @@ class Fleet:
         for task in late:
             task.cancel()
         if late:
+            await asyncio.wait(late)
             _log.warning("sign-outs at exit: %d were not answered within %g s", len(late), _SIGN_OUT_S)
         return list(ending.values())
 
     async def watch_guid_files(self) -> None:
         """Tell agents when their GUID file changes, until cancelled."""
-        seen: dict[Path, int | None] = {}
+        seen: dict[Path, int | None] | None = None
         loop = asyncio.get_running_loop()
         while True:
             files = {
@@ -140,7 +148,8 @@ class Fleet:
             }
             changed_at = await loop.run_in_executor(None, _changed_at, list(files)) if files else {}
             for path, poller in files.items():
-                if path in seen and seen[path] != changed_at[path]:
+                # An agent that is new has read its file already, perhaps just before it changed.
+                if seen is not None and (path not in seen or seen[path] != changed_at[path]):
                     poller.read_guid_file()
             seen = changed_at
             await asyncio.sleep(_LOOK_S)

@@ -6,6 +6,7 @@ The order on each connection: will -> CONNECT -> CONNACK -> SUBSCRIBE -> `online
 import asyncio
 import contextlib
 import logging
+import math
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import msgspec
 
 from adapter.broker import Connection, Dialer, Message, ProtocolName, Received, read_retained
 from adapter.config import Backoff, MqttConfig
-from adapter.errors import BrokerAuthError, BrokerError, StartError
+from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, StartError, StorageFullError
 from adapter.metrics import Counters
 from adapter.outage import Outage
 from adapter.outbox import Outbox
@@ -43,6 +44,8 @@ class Link:
         subscriptions: Topic filters with their QoS.
         receive: Takes each message, and a function that acknowledges it.
         connected: Called at each connection, after `online`.
+        remembered: The protocol that worked last time.
+        own_starts: When this instance was started, this time and before, as `info` says it.
 
     Attributes:
         connection: The connection, while there is one.
@@ -60,7 +63,7 @@ class Link:
         receive: Callable[[Received, Callable[[], None]], None],
         connected: Callable[[], None],
         remembered: ProtocolName | None,
-        own_start: str | None,
+        own_starts: frozenset[str],
     ) -> None:
         self.connection: Connection | None = None
         self.settled = asyncio.Event()
@@ -70,7 +73,7 @@ class Link:
         self._subscriptions = subscriptions
         self._receive = receive
         self._connected = connected
-        self._own_start = own_start
+        self._own_starts = own_starts
         self._topics = topics
         self._availability = topics.bridge("availability")
         self._dialer = Dialer(config, remembered=remembered)
@@ -78,6 +81,7 @@ class Link:
         self._publisher = Publisher(outbox, counters)
         self._outage = Outage("broker")
         self._leaving = asyncio.Event()
+        self._says_offline = False
         self._alone = False
         self._was_connected = False
 
@@ -116,7 +120,8 @@ class Link:
         self._leaving.set()
 
     async def say_offline(self) -> None:
-        """Publish `offline` ourselves: a clean DISCONNECT discards the will."""
+        """Publish `offline` ourselves, from now on: a clean DISCONNECT discards the will."""
+        self._says_offline = True
         if self.connection is None:
             return
         taken = asyncio.Event()
@@ -133,19 +138,30 @@ class Link:
 
     async def _connect_once(self) -> None:
         """Hold one connection from CONNECT to its loss, or until `leave`."""
+        early: list[Received] = []
+
+        def take(received: Received) -> None:
+            if self.connection is None:
+                early.append(received)  # a broker may send what it retains before its answer to SUBSCRIBE
+            else:
+                self._take(received, connection)
+
         async with self._dialer.connect(
-            client_id=self._config.client_id, on_message=self._on_message, will=self._available(b"offline")
+            client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
         ) as connection:
-            await connection.subscribe(self._subscriptions)
-            connection.publish(self._available(b"online"))
+            await self._subscribe(connection)
+            connection.publish(self._available(b"offline" if self._says_offline else b"online"))
             self._counters.broker_connections += 1
             self.connection = connection
+            for received in early:
+                self._take(received, connection)
             self._was_connected = True
             self._outage.ends("log-in")
             self._outage.ends("connection")
             if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
                 self._remembered = self._dialer.protocol
-                await self._outbox.remember("protocol", self._remembered.encode())
+                with contextlib.suppress(StorageFullError):
+                    await self._outbox.remember("protocol", self._remembered.encode())
             _log.info("broker: connected, MQTT %s", connection.protocol)
             self._connected()
             self.settled.set()
@@ -161,13 +177,23 @@ class Link:
                 for way in ways:
                     way.cancel()
                 await asyncio.wait(ways)
-            for way in done:
-                await way
+            errors = [error for way in done if (error := way.exception()) is not None]
+            if errors:
+                raise errors[0]
 
-    def _on_message(self, received: Received) -> None:
-        connection = self.connection
-        if connection is not None:
-            self._receive(received, lambda: connection.ack(received))
+    async def _subscribe(self, connection: Connection) -> None:
+        """Subscribe to the commands; where the broker does not allow that, events go out all the same."""
+        if not self._subscriptions:
+            return
+        try:
+            await connection.subscribe(self._subscriptions)
+        except BrokerConnectionError:
+            raise
+        except BrokerError as error:
+            _log.error("broker: %s; allow it there, or switch it off in commands", error)
+
+    def _take(self, received: Received, connection: Connection) -> None:
+        self._receive(received, lambda: connection.ack(received))
 
     async def _refuse_company(self) -> None:
         """See that no other instance publishes under the same prefix: both would poll, and steal events (section 3).
@@ -181,12 +207,8 @@ class Link:
         payload = {name: found[topic].payload for name, topic in topics.items() if topic in found}
         if payload.get("availability") != b"online":
             return
-        started_at = _member(payload.get("info"), "startedAt")
-        seen_at = _member(payload.get("health"), "at")
-        if started_at == self._own_start or seen_at is None:
-            return
-        age_s = (datetime.now(UTC) - datetime.fromisoformat(seen_at)).total_seconds()
-        if age_s < _ALIVE_S:
+        age_s = _age_s(_member(payload.get("health"), "at"))
+        if age_s < _ALIVE_S and _member(payload.get("info"), "startedAt") not in self._own_starts:
             reason = (
                 f"broker: another instance is live under the prefix {self._config.topic_prefix!r}"
                 f" (its health is {age_s:.0f} s old): stop it, or choose another mqtt.topic_prefix"
@@ -203,12 +225,18 @@ class Link:
 
 
 def _member(payload: bytes | None, name: str) -> str | None:
-    """Take a text member of somebody's JSON; `None` for anything else."""
+    """Take a text member of what somebody has retained; `None` for anything else."""
     try:
         value = msgspec.json.decode(payload or b"{}")
-        member = value.get(name) if isinstance(value, dict) else None
-        if name == "at" and member is not None:
-            datetime.fromisoformat(member)
-    except (msgspec.DecodeError, ValueError, TypeError):
+    except (ValueError, RecursionError):
         return None
+    member = value.get(name) if isinstance(value, dict) else None
     return member if isinstance(member, str) else None
+
+
+def _age_s(moment: str | None) -> float:
+    """Say how long ago a moment was; without end for what is none."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(moment or "")).total_seconds()
+    except (ValueError, TypeError):
+        return math.inf

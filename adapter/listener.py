@@ -5,7 +5,7 @@ prometheus-client imported.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
-from adapter.errors import StartError
+from adapter.errors import StartError, StorageError
 from adapter.metrics import Counters
 from adapter.outbox import Outbox
 
@@ -43,8 +43,9 @@ class Exporter:
         self._size_bytes = 0
 
     async def measure(self) -> None:
-        """Measure what `collect` cannot, since it is not asynchronous."""
-        self._oldest_s, self._size_bytes = await self._outbox.measure()
+        """Measure what `collect` cannot, since it is not asynchronous; what cannot be read stays as it was."""
+        with suppress(StorageError):
+            self._oldest_s, self._size_bytes = await self._outbox.measure()
 
     @property
     def ready(self) -> bool:

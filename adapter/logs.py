@@ -20,6 +20,9 @@ _TALKATIVE = ("httpx", "httpcore", "paho", "aiohttp.access", "asyncio")
 _STDERR = "ccgateway2mqtt.stderr"
 _PUBLISHED = Literal["warning", "error", "critical"]
 
+_CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " ")
+"""What a message that quotes somebody's text must not do to a terminal, or to the lines of a log."""
+
 
 def set_up(config: LogConfig) -> None:
     """Send log lines to stderr in the configured form; may be called again with another configuration."""
@@ -56,7 +59,7 @@ class TopicHandler(logging.Handler):
             return
         payload = LogPayload(
             level=level,  # type: ignore[arg-type] # one of them, see above
-            message=record.getMessage(),
+            message=record.getMessage().encode(errors="replace").decode(),  # half an emoji has no place in JSON
             work_no=getattr(record, "work_no", None),
             at=_at(record),
         )
@@ -65,9 +68,7 @@ class TopicHandler(logging.Handler):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # A line break in a message that quotes somebody's text must not look like a line of ours.
-        message = record.getMessage().replace("\n", " ").replace("\r", " ")
-        line = f"{_at(record)} {record.levelname.lower()} {message}"
+        line = f"{_at(record)} {record.levelname.lower()} {record.getMessage().translate(_CONTROL)}"
         return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
 
 

@@ -14,11 +14,11 @@ from functools import partial
 from typing import NoReturn
 
 from adapter.broker import Connection, Message
-from adapter.errors import StorageFullError
+from adapter.errors import StorageError
 from adapter.event import mark_replayed
 from adapter.metrics import Counters
 from adapter.outbox import Outbox
-from adapter.records import Entry
+from adapter.records import Entry, Slot
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ WINDOW = 500
 _LATE_S = 30.0
 """An event that goes out later than this after its coming is marked as replayed."""
 
-_STORAGE_AGAIN_S = 2.0
+_READ_AGAIN_S = 10.0
+"""When the line is read again that could not be read."""
 
 
 class Publisher:
@@ -39,7 +40,6 @@ class Publisher:
         self._counters = counters
         self._unconfirmed: dict[int, int] = {}
         self._refused: set[str] = set()
-        self._setting_aside: set[asyncio.Task[None]] = set()
 
     async def run(self, connection: Connection) -> NoReturn:
         """Send until cancelled.
@@ -52,32 +52,35 @@ class Publisher:
         while True:
             self._outbox.changed.clear()
             while (slot := self._outbox.next_slot()) is not None:
-                self._send_slot(connection, *slot)
+                self._send_slot(connection, slot)
             room = WINDOW - self._outbox.in_hand
             try:
                 entries = await self._outbox.next(room) if room > 0 else []
-            except StorageFullError:
-                await asyncio.sleep(_STORAGE_AGAIN_S)
+            except StorageError as error:
+                _log.error("publisher: %s", error)
+                await asyncio.sleep(_READ_AGAIN_S)
                 continue
             for entry in entries:
                 self._send(connection, entry)
             if not entries:
                 await self._outbox.changed.wait()
 
-    def _send_slot(self, connection: Connection, topic: str, payload: bytes) -> None:
+    def _send_slot(self, connection: Connection, slot: Slot) -> None:
         connection.publish(
-            Message(topic=topic, payload=payload, retain=True), partial(self._slot_taken, topic, payload)
+            Message(topic=slot.topic, payload=slot.payload, retain=True), partial(self._slot_taken, slot)
         )
 
-    def _slot_taken(self, topic: str, payload: bytes, refusal: str | None) -> None:
-        if refusal is not None:
-            self._say_refused(topic, refusal)
-        self._counters.publishes += 1
-        self._outbox.acknowledge_slot(topic, payload)
+    def _slot_taken(self, slot: Slot, refusal: str | None) -> None:
+        if refusal is None:
+            self._counters.publishes += 1
+            self._outbox.acknowledge_slot(slot)
+        else:
+            self._say_refused(slot.topic, refusal, "offered again at the next start")
+            self._outbox.refuse_slot(slot)
 
     def _send(self, connection: Connection, entry: Entry) -> None:
         message, payload = entry.message, entry.message.payload
-        if entry.is_event and (entry.row <= self._outbox.restarted_after or time.time() - entry.stored_at > _LATE_S):
+        if entry.is_event and (entry.row <= self._outbox.restarted_after or time.time() - entry.made_at > _LATE_S):
             payload = mark_replayed(payload)
         taken = partial(self._taken, entry)
         if message.stream_topic is None:
@@ -97,10 +100,8 @@ class Publisher:
             return
         if refusal is not None:
             del self._unconfirmed[entry.row]
-            self._say_refused(entry.message.topic, refusal)
-            task = asyncio.get_running_loop().create_task(self._outbox.set_aside(entry, refusal), name="set-aside")
-            self._setting_aside.add(task)
-            task.add_done_callback(self._setting_aside.discard)
+            self._say_refused(entry.message.topic, refusal, "set aside in the database")
+            self._outbox.set_aside(entry, refusal)
             return
         self._counters.publishes += 1
         if left > 1:
@@ -109,8 +110,8 @@ class Publisher:
             del self._unconfirmed[entry.row]
             self._outbox.acknowledge(entry.row)
 
-    def _say_refused(self, topic: str, refusal: str) -> None:
+    def _say_refused(self, topic: str, refusal: str, fate: str) -> None:
         """Log the first refusal of each kind: an ACL that is missing would otherwise fill the log."""
         if refusal not in self._refused:
             self._refused.add(refusal)
-            _log.error("broker: refuses %s: %s; set aside in the database", topic, refusal)
+            _log.error("broker: refuses %s: %s; %s", topic, refusal, fate)

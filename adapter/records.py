@@ -4,6 +4,7 @@ A `Change` is the hinge of the program: to its left the gateway's answer, to its
 stored whole or not at all, before the agent's next poll (P12, D1).
 """
 
+import time
 from dataclasses import dataclass, field
 
 
@@ -101,19 +102,50 @@ class Entry:
     """An `Outgoing` in its place in line.
 
     Attributes:
-        row: Its place; grows by the order of storing, over restarts too.
-        stored_at: Unix time in seconds.
+        row: Its place; grows by the order of storing, and begins again only where nothing waits.
+        made_at: Unix time in seconds at which it came, however long storing it took.
         message: What goes out.
     """
 
     row: int
-    stored_at: float
+    made_at: float
     message: Outgoing
 
     @property
     def is_event(self) -> bool:
         """Whether it is an event: of what waits in line, only events are retained, and only clearings are empty."""
         return self.message.retain and self.message.payload != b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """The newest value of a retained topic, as it was sent once: the same bytes sent again are another one.
+
+    Attributes:
+        topic: Its topic.
+        payload: The value; empty to clear the topic.
+    """
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removals:
+    """What the broker has acknowledged, and the disk need not keep for it any more.
+
+    Attributes:
+        rows: Entries, by their places.
+        slots: Newest values as they were sent; the disk may hold a newer one by now.
+        mark: The counter of this moment (D4a).
+    """
+
+    rows: tuple[int, ...]
+    slots: tuple[Slot, ...]
+    mark: int
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.slots)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,6 +158,8 @@ class Change:
         slots: The newest payload by retained topic; empty clears the topic.
         commands: Commands that now have their result.
         unreadable: An answer to keep for a person.
+        forgotten: Agents that left the configuration.
+        made_at: Unix time in seconds at which it was begun.
     """
 
     agent: AgentRecord | None = None
@@ -133,6 +167,10 @@ class Change:
     slots: dict[str, bytes] = field(default_factory=dict)
     commands: list[CommandRecord] = field(default_factory=list)
     unreadable: Unreadable | None = None
+    forgotten: tuple[str, ...] = ()
+    made_at: float = field(default_factory=time.time)
 
     def __bool__(self) -> bool:
-        return bool(self.agent or self.outgoing or self.slots or self.commands or self.unreadable is not None)
+        return bool(
+            self.agent or self.outgoing or self.slots or self.commands or self.unreadable is not None or self.forgotten
+        )

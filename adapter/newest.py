@@ -1,0 +1,63 @@
+"""The newest values of retained topics on their way to the broker (slots): which wait, which are sent, which it has.
+
+Only the newest value of a topic is worth sending. Rules of this file: memory only, the outbox keeps the same on
+disk; an acknowledgment counts only for what was sent last, since values come back (`online`, `offline`, `online`).
+"""
+
+from collections.abc import Iterable, Mapping
+
+from adapter.records import Slot
+
+
+class Newest:
+    """The newest values by topic.
+
+    Args:
+        waiting: What no broker has acknowledged yet.
+
+    Attributes:
+        acknowledged: What the broker has and the disk does not know of yet.
+    """
+
+    def __init__(self, waiting: Mapping[str, bytes]) -> None:
+        self._waiting = dict(waiting)
+        self._sent: dict[str, Slot] = {}
+        self.acknowledged: dict[str, Slot] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._sent)
+
+    def show(self, values: Mapping[str, bytes]) -> None:
+        """Have newer values sent."""
+        self._waiting.update(values)
+
+    def take(self) -> Slot | None:
+        """Take one to send it; `None` where none waits."""
+        if not self._waiting:
+            return None
+        topic = next(iter(self._waiting))
+        slot = self._sent[topic] = Slot(topic, self._waiting.pop(topic))
+        self.acknowledged.pop(topic, None)
+        return slot
+
+    def accepted(self, slot: Slot) -> None:
+        """Note that the broker has it."""
+        if self._sent.get(slot.topic) is slot:
+            del self._sent[slot.topic]
+            self.acknowledged[slot.topic] = slot
+
+    def remembered(self, slots: Iterable[Slot]) -> None:
+        """Note that the disk knows of acknowledgments."""
+        for slot in slots:
+            if self.acknowledged.get(slot.topic) is slot:
+                del self.acknowledged[slot.topic]
+
+    def refused(self, slot: Slot) -> None:
+        """Note that the broker does not take it: it is offered again after the next start."""
+        if self._sent.get(slot.topic) is slot:
+            del self._sent[slot.topic]
+
+    def rewind(self) -> None:
+        """Send again what was sent over a connection that is lost, unless something newer waits."""
+        self._waiting = {topic: slot.payload for topic, slot in self._sent.items()} | self._waiting
+        self._sent = {}

@@ -1,0 +1,57 @@
+"""What the program sees to before it runs: open files, warnings, the key that masks phone numbers, its task group."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import secrets
+from collections.abc import AsyncIterator
+
+from adapter.config import Config, PrivacyConfig
+from adapter.outbox import Outbox
+from adapter.privacy import Mask
+
+_log = logging.getLogger(__name__)
+
+_FILES_BESIDES_AGENTS = 64
+"""Open files that are no agent's connection: database, broker, listener, standard streams, and some room."""
+
+
+async def make_mask(privacy: PrivacyConfig | None, outbox: Outbox) -> Mask | None:
+    """Make the mask; its key is made once, and lives in the database."""
+    if privacy is None:
+        return None
+    key = await outbox.recall("mask_key")
+    if key is None:
+        key = secrets.token_bytes(32)
+        await outbox.remember("mask_key", key)
+    return Mask(members=privacy.members, method=privacy.method, key=key)
+
+
+@contextlib.asynccontextmanager
+async def unwrapped_task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run a task group; where one task's error ends it, raise that error itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+def raise_file_limit(agents: int) -> None:
+    """Allow as many open files as the system lets us: each agent's connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < agents + _FILES_BESIDES_AGENTS:
+        _log.error("open files: the limit is %d, %d agents need more: raise LimitNOFILE (ulimit -n)", limit, agents)
+
+
+def warn_of_the_unverified(config: Config) -> None:
+    """Say at every start what is not verified."""
+    if not config.gateway.verify:
+        _log.warning("gateway.verify is false: anybody in between can read and send events")
+    if not config.mqtt.verify:
+        _log.warning("mqtt.verify is false: anybody in between can read and send messages")

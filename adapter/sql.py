@@ -1,0 +1,56 @@
+"""Every SQL statement of the program; only `database` executes them."""
+
+SCHEMA_VERSION = 1
+UNREADABLE_KEPT = 1000
+"""How many unreadable answers are kept for a person; older ones go, so that a broken gateway cannot fill the disk."""
+ASIDE_KEPT = 10_000
+"""How many messages that the broker refused are kept; older ones go, so that a missing ACL cannot fill the disk."""
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
+CREATE TABLE agent (
+  work_no TEXT PRIMARY KEY, guid TEXT, guid_origin TEXT, cookies TEXT NOT NULL, seq INTEGER NOT NULL,
+  state BLOB NOT NULL, own INTEGER NOT NULL, stay_out INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE entry (
+  row INTEGER PRIMARY KEY, made_at REAL NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
+  retain INTEGER NOT NULL, stream_topic TEXT, correlation BLOB
+);
+CREATE TABLE slot (topic TEXT PRIMARY KEY, payload BLOB NOT NULL, acked INTEGER) WITHOUT ROWID;
+CREATE TABLE command (
+  work_no TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, received_at REAL NOT NULL,
+  expires_at REAL, correlation BLOB, response_topic TEXT, result BLOB, finished_at REAL,
+  PRIMARY KEY (work_no, kind, id)
+) WITHOUT ROWID;
+CREATE INDEX command_finished ON command (finished_at);
+CREATE TABLE unreadable (
+  number INTEGER PRIMARY KEY, at REAL NOT NULL, work_no TEXT NOT NULL, reason TEXT NOT NULL,
+  size_bytes INTEGER NOT NULL, head BLOB NOT NULL
+);
+CREATE TABLE aside (number INTEGER PRIMARY KEY, at REAL NOT NULL, topic TEXT NOT NULL, reason TEXT NOT NULL,
+  payload BLOB NOT NULL);
+"""
+
+ADD_ENTRY = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)"
+ENTRIES_BETWEEN = "SELECT * FROM entry WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
+REMOVE_ENTRY = "DELETE FROM entry WHERE row = ?"
+SET_SLOT = "INSERT OR REPLACE INTO slot VALUES (?, ?, NULL)"
+SLOT_ACKED = "UPDATE slot SET acked = ? WHERE topic = ? AND payload = ?"
+DROP_CLEARED = "DELETE FROM slot WHERE topic = ? AND payload = x''"
+WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
+ADMIT_COMMAND = "INSERT OR IGNORE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SAVE_COMMAND = "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIND_COMMAND = "SELECT * FROM command WHERE work_no = ? AND kind = ? AND id = ?"
+PENDING_COMMANDS = "SELECT * FROM command WHERE result IS NULL ORDER BY received_at"
+FORGET_COMMANDS = "DELETE FROM command WHERE finished_at < ?"
+KEEP_UNREADABLE = "INSERT INTO unreadable (at, work_no, reason, size_bytes, head) VALUES (?, ?, ?, ?, ?)"
+TRIM_UNREADABLE = f"DELETE FROM unreadable WHERE number <= (SELECT max(number) FROM unreadable) - {UNREADABLE_KEPT}"  # noqa: S608 - our own number
+TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - {ASIDE_KEPT}"  # noqa: S608 - our own number
+SET_ASIDE = "INSERT INTO aside (at, topic, reason, payload) VALUES (?, ?, ?, ?)"
+DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
+SAVE_AGENT = "INSERT OR REPLACE INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
+AGENTS = "SELECT * FROM agent"
+SLOT_TOPICS = "SELECT topic FROM slot"
+SET_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+META = "SELECT value FROM meta WHERE key = ?"

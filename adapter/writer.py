@@ -1,0 +1,136 @@
+"""The one writer of the database: group commit on a thread of its own, below the outbox.
+
+Rules of this file:
+1. What comes while the thread is busy goes into its next transaction, together. An idle thread starts at once, so a
+   lone event never waits for company.
+2. A full disk refuses what is to be stored, and nothing else: reading goes on, and removals, which make room, are
+   tried without the rest, and again by themselves.
+3. Whoever waits gets a verdict: nothing is held back for longer than one transaction.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from adapter.database import Database
+from adapter.records import Removals
+
+_T = TypeVar("_T")
+
+_RETRY_S = 5.0
+"""When removals that could not be committed are tried again; nothing waits for them but the disk space."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """One caller's part of the next transaction."""
+
+    do: Callable[[Database], Any]
+    done: asyncio.Future[Any]
+    stored: Callable[[], None] | None
+
+
+class Writer:
+    """Writes and reads on one thread.
+
+    Args:
+        removals: Gives what the broker has acknowledged since it was `removed` last.
+        removed: Told what is off the disk, and how many entries of it were still there.
+
+    Attributes:
+        writable: Whether the last transaction that had something to write went through.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        thread: ThreadPoolExecutor,
+        removals: Callable[[], Removals],
+        removed: Callable[[Removals, int], None],
+    ) -> None:
+        self.writable = True
+        self._database = database
+        self._thread = thread
+        self._removals = removals
+        self._removed = removed
+        self._waiting: list[_Work] = []
+        self._writing = False
+        self._closed = False
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def read(self, do: Callable[[Database], _T]) -> _T:
+        """Read behind what is being written; on the same thread, but in no transaction that a full disk could end.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._database.read, do)
+
+    async def write(self, do: Callable[[Database], Any], stored: Callable[[], None] | None = None) -> Any:  # noqa: ANN401 - each work has its own result
+        """Do a work in the next transaction; `stored` is called before anybody else goes on.
+
+        Raises:
+            StorageFullError: Nothing of it was stored.
+        """
+        work = _Work(do, asyncio.get_running_loop().create_future(), stored)
+        self._waiting.append(work)
+        self.start()
+        return await work.done
+
+    def start(self) -> None:
+        """Give all that waits to the thread, unless it is busy."""
+        if self._writing or self._closed:
+            return
+        removals = self._removals()
+        if not self._waiting and not removals:
+            return
+        works: list[_Work] = []
+        if self.writable or not removals.rows:
+            works, self._waiting = self._waiting, works
+        self._writing = True
+        self._quiet.clear()
+        forget = partial(Database.forget_acknowledged, removals=removals)
+        tasks: list[Callable[[Database], Any]] = [forget, *(work.do for work in works)]
+        written = asyncio.get_running_loop().run_in_executor(self._thread, self._database.run, tasks)
+        written.add_done_callback(partial(self._written, works, removals))
+
+    def _written(self, works: list[_Work], removals: Removals, written: asyncio.Future[list[Any]]) -> None:
+        self._writing = False
+        error = written.exception()
+        self.writable = error is None
+        if error is None:
+            count, *results = written.result()
+            self._removed(removals, count)
+            for work, result in zip(works, results, strict=True):
+                if work.stored is not None:
+                    work.stored()
+                if not work.done.done():
+                    work.done.set_result(result)
+            self.start()
+        else:
+            # Those that let the removals go first are told as well: not even these went through.
+            refused, self._waiting = [*works, *self._waiting], []
+            for work in refused:
+                if not work.done.done():
+                    work.done.set_exception(error)
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._try_again)
+        if not self._writing:
+            self._quiet.set()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.start()
+
+    async def close(self) -> None:
+        """Wait until all that was handed in is written, or cannot be; then close the database."""
+        await self._quiet.wait()
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
