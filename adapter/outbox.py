@@ -199,7 +199,8 @@ class Outbox:
         """Take an entry that the broker will never accept out of the line, and keep it for a person."""
 
         async def work() -> None:
-            self.depth -= await self._writer.write(lambda database: database.set_aside(entry, reason, time.time()))
+            removed = await self._writer.write(lambda database: database.set_aside(entry, reason, time.time()))
+            self.depth -= removed
             self._in_hand.discard(entry.row)
             self._removed.set()
             self.changed.set()
