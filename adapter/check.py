@@ -1,6 +1,8 @@
 """`check --online` and `health`: looks from outside, which change nothing."""
 
 import asyncio
+import contextlib
+import ssl
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +16,8 @@ from adapter.errors import BrokerError, StartError
 from adapter.gateway import tls_context
 
 _TIMEOUT_S = 10.0
+_CLOSE_S = 1.0
+"""How long the gateway may take to say goodbye: whatever it does, it was reached."""
 _BEAT_MISSED_S = 45.0
 """How old the sign of life may be: four of them are missing then."""
 
@@ -43,12 +47,18 @@ async def _gateway(config: GatewayConfig, tell: Callable[[str], None]) -> int:
     except TimeoutError:
         tell(f"{place}: no answer within {_TIMEOUT_S:g} s")
         return 1
-    except OSError as error:
+    except ssl.SSLCertVerificationError as error:
+        tell(f"{place}: its certificate is refused: {error.verify_message}")
+        return 1
+    except (OSError, UnicodeError) as error:  # the latter: a name that cannot be looked up
         tell(f"{place}: {error}")
         return 1
     version = "without TLS" if tls is None else writer.get_extra_info("ssl_object").version()
-    writer.close()
     tell(f"{place}: reached, {version}")
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            await writer.wait_closed()
     return 0
 
 

@@ -1,14 +1,21 @@
 """The command line: options, exit codes, one line for each error. What a command does is elsewhere.
 
-Rules of this file: what people read goes to stderr, what programs read to stdout; modules are imported by the
-command that needs them, so that `--help` is quick.
+Rules of this file:
+1. What people read goes to stderr, what programs read to stdout. `demo` and `watch` are for people alone, and what
+   they show is what they are for: it goes to stdout.
+2. Every error is a line on stderr and an exit code, also one that nobody foresaw; never a traceback.
+3. Modules are imported by the command that needs them, so that `--help` is quick.
 """
 
 import asyncio
+import contextlib
+import io
+import signal
 import sys
+import traceback
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
@@ -38,17 +45,37 @@ _password_file = click.option(
 
 
 class _Commands(click.Group):
-    """Turns the program's errors into one line each on stderr, and an exit code."""
+    """Turns whatever goes wrong into lines on stderr, and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's own signature
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that cannot show a name still shows the rest.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            # It gives the exit code of `ctx.exit()`; a reader of stdout that has gone away ends it with 1.
+            sys.exit(super().main(*args, **kwargs | {"standalone_mode": False}))
+        except click.ClickException as error:
+            self._end(_usage(error), error.exit_code)
+        except click.Abort:  # click's word for Ctrl-C
+            self._end("interrupted", _FAILED)
         except AdapterError as error:
-            for line in str(error).splitlines():
-                click.echo(line, err=True)
-            ctx.exit(_exit_code(error))
-        except KeyboardInterrupt:
-            ctx.exit(0)
+            self._end(str(error), _exit_code(error))
+        except OSError as error:
+            self._end(str(error), _FAILED)
+        except Exception as error:  # noqa: BLE001 - rule 2: the last resort
+            self._end(_unforeseen(error), _FAILED)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            _tell(ctx.get_help())
+            ctx.exit(_WRONG)
+        return super().parse_args(ctx, args)
+
+    @staticmethod
+    def _end(text: str, exit_code: int) -> NoReturn:
+        for line in text.splitlines():
+            _tell(line)
+        sys.exit(exit_code)
 
 
 def _exit_code(error: AdapterError) -> int:
@@ -57,6 +84,21 @@ def _exit_code(error: AdapterError) -> int:
     if isinstance(error, StorageInUseError):
         return _IN_USE
     return _WRONG if isinstance(error, ConfigError) else _FAILED
+
+
+def _usage(error: click.ClickException) -> str:
+    """Say on one line what click says on four."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = "ccgateway2mqtt" if context is None else context.command_path
+    return f"{command}: {' '.join(error.format_message().split())} (see {command} --help)"
+
+
+def _unforeseen(error: Exception) -> str:
+    """Say where a mistake of this program happened; not its text, which could hold anything."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "adapter" in Path(frame.filename).parts]
+    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    what = f"{type(error).__name__} at {place}"
+    return f"ccgateway2mqtt {__version__}: a mistake of this program, please report it: {what}"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,7 +122,7 @@ def main() -> None:
 @click.option(
     "--config-out", type=click.Path(path_type=Path, dir_okay=False), help="Write the configuration that it uses."
 )
-def demo(**options: Any) -> None:  # noqa: ANN401 - click's options, named in adapter.demo
+def demo(**options: Any) -> None:  # noqa: ANN401 - they are `demo.Options`
     """Show everything at work on this machine: gateway, broker, adapter, and a live page.
 
     Nothing has to be configured; nothing is left behind. Ctrl-C ends it.
@@ -89,7 +131,7 @@ def demo(**options: Any) -> None:  # noqa: ANN401 - click's options, named in ad
     """
     from adapter import demo as show
 
-    _run(show.run(**options))
+    _run(show.run(show.Options(**options)))
 
 
 @main.command()
@@ -106,9 +148,12 @@ def run(path: Path) -> None:
     from adapter import app, logs
     from adapter.config import load
 
+    # Until the running program takes it: it would end one that is still starting, which reads the file anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = load(path)
     logs.set_up(config.log)
     if _run(app.run(config)) == "restart":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started this process
 
 
@@ -138,10 +183,12 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
     "-c", "--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="Take the broker from this file."
 )
 @click.option("--broker", help="The broker's address, where there is no configuration file: mqtt://host:1883.")
-@click.option("--prefix", default="agents", show_default=True, help="The topic prefix, with --broker.")
+@click.option("--prefix", help="The topic prefix, with --broker.  [default: agents]")
 @_username
 @_password_file
-def watch(path: Path | None, broker: str | None, prefix: str, username: str | None, password_file: Path | None) -> None:
+def watch(
+    path: Path | None, broker: str | None, prefix: str | None, username: str | None, password_file: Path | None
+) -> None:
     """Show all agents in a live table, from the broker.
 
     Example:  ccgateway2mqtt watch --broker mqtt://broker.example --username wall --password-file wall.txt
@@ -149,10 +196,13 @@ def watch(path: Path | None, broker: str | None, prefix: str, username: str | No
     from adapter import watch as watching
     from adapter.config import broker_at, load
 
-    if (path is None) == (broker is None):
-        raise click.UsageError("give either -c FILE or --broker URL")
-    mqtt = load(path).mqtt if path is not None else broker_at(broker or "", prefix)
-    _run(watching.watch(_log_in(mqtt, username, password_file)))
+    if path is not None and broker is None and prefix is None:
+        mqtt = load(path).mqtt
+    elif path is None and broker is not None:
+        mqtt = broker_at(broker, "agents" if prefix is None else prefix)
+    else:
+        raise click.UsageError("give either -c FILE, or --broker URL with or without --prefix")
+    _run_until_told(watching.watch(_log_in(mqtt, username, password_file)))
 
 
 @main.command()
@@ -192,10 +242,15 @@ def simulate(listen: str, agents: int, scenario: Path | None, hold: float, auth_
 
     Example:  ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml
     """
-    from adapter.simulator import ScenarioError, SimulatorError, serve
+    from adapter.simulator import ScenarioError, SimulatorError, parse_listen, serve
 
     try:
-        _run(serve(listen, agents, scenario, hold, "static" if auth_mode == "static" else "dynamic", click.echo))
+        parse_listen(listen)
+    except SimulatorError as error:
+        raise StartError(f"--listen: {error}", exit_code=_WRONG) from error
+    mode: Literal["static", "dynamic"] = "static" if auth_mode == "static" else "dynamic"
+    try:
+        _run_until_told(serve(listen, agents, scenario, hold, mode, click.echo))
     except ScenarioError as error:
         raise StartError(str(error), exit_code=_WRONG) from error
     except SimulatorError as error:
@@ -236,17 +291,35 @@ def _log_in(mqtt: Any, username: str | None, password_file: Path | None) -> Any:
     from dataclasses import replace
 
     if username is None:
+        if password_file is not None:
+            raise click.UsageError("--password-file needs --username")
         return mqtt
     try:
-        password = None if password_file is None else password_file.read_text(encoding="utf-8").strip()
+        password = None if password_file is None else password_file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"{password_file}: cannot be read as text", exit_code=_WRONG) from error
     return replace(mqtt, username=username, password=password)
 
 
 def _tell(line: str) -> None:
-    click.echo(line, err=True)
+    # Nobody who listens is no reason to end otherwise than with the exit code.
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
     return asyncio.run(work)
+
+
+def _run_until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Run what only ends by Ctrl-C, SIGTERM, or a terminal that goes away; it cleans up, and that is no failure."""
+
+    async def until_told() -> None:
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+    asyncio.run(until_told())

@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import msgspec
 from rich.console import Console, Group
@@ -18,6 +18,8 @@ from adapter.broker import Dialer, Received
 from adapter.config import Backoff, MqttConfig
 from adapter.errors import BrokerConnectionError
 from adapter.topics import BRIDGE, Topics
+
+_T = TypeVar("_T")
 
 _REFRESH_S = 0.5
 _AGAIN = Backoff(initial_s=0.75, maximum_s=10.0)
@@ -33,14 +35,58 @@ _STYLES: Final = {
 }
 
 
+# What is read of each payload. Types of our own, not those of `payloads`: what is not shown does not matter, so that
+# it also shows what an adapter of another version publishes, and what is of another type is as if it had not come.
+
+
+class _Call(msgspec.Struct, rename="camel"):
+    phase: str
+    caller: str | None = None
+    called: str | None = None
+
+
+class _State(msgspec.Struct, rename="camel"):
+    state: str = "unknown"
+    since: datetime | None = None
+    call: _Call | None = None
+    name: str | None = None
+    group: str | None = None
+
+
+class _Session(msgspec.Struct, rename="camel"):
+    phase: str = ""
+
+
+class _Event(msgspec.Struct, rename="camel"):
+    event_type: str = ""
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    work_no: str
+    name: str | None = None
+    group: str | None = None
+
+
+class _Page(msgspec.Struct, rename="camel"):
+    agents: list[_Entry]
+
+
+class _Outbox(msgspec.Struct, rename="camel"):
+    depth: int
+
+
+class _Health(msgspec.Struct, rename="camel"):
+    outbox: _Outbox
+
+
 @dataclass(slots=True)
 class _Agent:
-    """What was heard of one agent; members of payloads by their names."""
+    """What was heard of one agent."""
 
-    roster: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    session: dict[str, Any] = field(default_factory=dict)
-    last_event: str = ""
+    entry: _Entry | None = None
+    state: _State = field(default_factory=_State)
+    session: _Session = field(default_factory=_Session)
+    event: _Event = field(default_factory=_Event)
     available: bool | None = None
 
 
@@ -51,9 +97,13 @@ class Board:
         self.trouble = ""
         self._topics = Topics(prefix)
         self._prefix = prefix
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with a connection: what was cleared meanwhile is not told, and all the rest comes again."""
         self._agents: dict[str, _Agent] = {}
         self._bridge = "unknown"
-        self._health: dict[str, Any] = {}
+        self._waiting = 0
 
     def subscriptions(self) -> list[tuple[str, int]]:
         """List what it wants to hear; read-only, and never the commands."""
@@ -69,71 +119,76 @@ class Board:
         return [(topic, 0) for topic in (*kinds, *bridge)]
 
     def receive(self, received: Received) -> None:
-        """Take in a message; what is not ours, or not JSON, is left out."""
+        """Take in a message; what is not ours, or not as we know it, is left out."""
         levels = received.topic.removeprefix(f"{self._prefix}/").split("/")
-        match levels:
-            case ["bridge", "availability"]:
-                self._bridge = received.payload.decode(errors="replace")
-            case ["bridge", "health"]:
-                self._health = _members(received.payload)
-            case ["bridge", "agents", _]:
-                for entry in _members(received.payload).get("agents", []):
-                    self._agents.setdefault(entry["workNo"], _Agent()).roster = entry
-            case [work_no, kind] if work_no != BRIDGE:
-                self._receive_agent(work_no, kind, received.payload)
-            case _:
-                pass
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            match levels:
+                case ["bridge", "availability"]:
+                    self._bridge = "online" if received.payload == b"online" else "offline"
+                case ["bridge", "health"]:
+                    self._waiting = _read(received, _Health).outbox.depth
+                case ["bridge", "agents", _] if received.payload:
+                    for entry in _read(received, _Page).agents:
+                        self._agent(entry.work_no).entry = entry
+                case [work_no, kind] if work_no != BRIDGE:
+                    self._receive_agent(work_no, kind, received)
+                case _:
+                    pass
 
-    def _receive_agent(self, work_no: str, kind: str, payload: bytes) -> None:
-        if not payload:
+    def _receive_agent(self, work_no: str, kind: str, received: Received) -> None:
+        if not received.payload:
             # A cleared topic: the agent left the configuration.
             self._agents.pop(work_no, None)
             return
-        agent = self._agents.setdefault(work_no, _Agent())
         match kind:
             case "state":
-                agent.state = _members(payload)
+                state = _read(received, _State)
+                self._agent(work_no).state = state
             case "session":
-                agent.session = _members(payload)
+                session = _read(received, _Session)
+                self._agent(work_no).session = session
             case "availability":
-                agent.available = payload == b"online"
+                self._agent(work_no).available = received.payload == b"online"
             case "event" | "events":
-                agent.last_event = str(_members(payload).get("eventType", ""))
+                event = _read(received, _Event)
+                self._agent(work_no).event = event
             case _:
                 pass
+
+    def _agent(self, work_no: str) -> _Agent:
+        return self._agents.setdefault(work_no, _Agent())
 
     def render(self) -> Group:
         """Draw everything as it is now."""
         table = Table(expand=True, header_style="bold")
         for heading in ("agent", "name", "group", "state", "for", "call", "session", "last event"):
-            table.add_column(heading, no_wrap=heading != "last event")
-        for work_no, agent in sorted(self._agents.items()):
-            table.add_row(*self._row(work_no, agent))
-        states = Counter(str(agent.state.get("state", "unknown")) for agent in self._agents.values())
+            table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        for work_no, agent in sorted(self._agents.items(), key=lambda item: (len(item[0]), item[0])):
+            table.add_row(*_row(work_no, agent))
+        states = Counter(agent.state.state for agent in self._agents.values())
         counts = "  ".join(f"{state} {count}" for state, count in sorted(states.items()))
-        waiting = self._health.get("outbox", {}).get("depth", 0)
-        head = f"bridge {self._bridge}   {len(self._agents)} agents   {counts}   waiting for the broker: {waiting}"
-        return Group(Text(head, style="bold"), Text(self.trouble, style="bold red"), table)
+        head = f"adapter {self._bridge}   {len(self._agents)} agents   {counts}"
+        if self._waiting:
+            head += f"   waiting for the broker: {self._waiting}"
+        return Group(_text(head, "bold"), *([_text(self.trouble, "bold red")] if self.trouble else []), table)
 
-    @staticmethod
-    def _row(work_no: str, agent: _Agent) -> list[Text | str]:
-        state = str(agent.state.get("state", "unknown"))
-        style = _STYLES.get(state, "")
-        call = agent.state.get("call") or {}
-        other = " → ".join(str(call[end]) for end in ("caller", "called") if call.get(end))
-        session = str(agent.session.get("phase", ""))
-        if agent.available is False and session == "retrying":
-            session = "retrying, offline"
-        return [
-            work_no,
-            str(agent.roster.get("name") or agent.state.get("name") or ""),
-            str(agent.roster.get("group") or agent.state.get("group") or ""),
-            Text(state, style=style),
-            _lasted(agent.state.get("since")),
-            f"{call['phase']} {other}" if call else "",
-            session,
-            agent.last_event,
-        ]
+
+def _row(work_no: str, agent: _Agent) -> list[Text]:
+    state, call = agent.state, agent.state.call
+    known = agent.entry or state
+    session = agent.session.phase
+    if agent.available is False and session == "retrying":
+        session = "retrying, offline"
+    return [
+        _text(work_no),
+        _text(known.name or ""),
+        _text(known.group or ""),
+        _text(state.state, _STYLES.get(state.state, "")),
+        _text("" if state.since is None else lasted(state.since)),
+        _text("" if call is None else " ".join([call.phase, " → ".join(filter(None, (call.caller, call.called)))])),
+        _text(session),
+        _text(agent.event.event_type),
+    ]
 
 
 async def watch(config: MqttConfig, *, console: Console | None = None) -> None:
@@ -146,15 +201,16 @@ async def watch(config: MqttConfig, *, console: Console | None = None) -> None:
     board = Board(config.topic_prefix)
     client_id = f"{config.client_id}-watch-{uuid.uuid4().hex[:8]}"
     dialer = Dialer(config)
-    with Live(board.render(), console=console, refresh_per_second=1 / _REFRESH_S, transient=False) as live:
-        refreshing = asyncio.create_task(_refresh(live, board))
+    with Live(board.render(), console=console, auto_refresh=False) as live:
+        refreshing = asyncio.create_task(_refresh(live, board), name="watch.refresh")
         delays = _AGAIN.delays()
         try:
             while True:
                 try:
                     async with dialer.connect(client_id=client_id, on_message=board.receive) as connection:
-                        await connection.subscribe(board.subscriptions())
+                        board.forget()
                         board.trouble = ""
+                        await connection.subscribe(board.subscriptions())
                         delays = _AGAIN.delays()
                         await connection.lost()
                 except BrokerConnectionError as error:
@@ -168,25 +224,23 @@ async def watch(config: MqttConfig, *, console: Console | None = None) -> None:
 
 async def _refresh(live: Live, board: Board) -> None:
     while True:
-        live.update(board.render())
+        live.update(board.render(), refresh=True)
         await asyncio.sleep(_REFRESH_S)
 
 
-def _members(payload: bytes) -> dict[str, Any]:
-    try:
-        value = msgspec.json.decode(payload)
-    except msgspec.DecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _read(received: Received, kind: type[_T]) -> _T:
+    return msgspec.json.decode(received.payload, type=kind)
 
 
-def _lasted(since: object) -> str:
+def _text(value: str, style: str = "") -> Text:
+    """Make text of somebody's words: neither rich's markup nor a terminal's control sequences have a meaning in it."""
+    return Text("".join(char if char.isprintable() else "·" for char in value), style=style)
+
+
+def lasted(since: datetime) -> str:
     """Say how long ago a time was: ``42 s``, ``3:07``, ``2 h 05``."""
-    try:
-        seconds = int((datetime.now(UTC) - datetime.fromisoformat(str(since))).total_seconds())
-    except ValueError:
-        return ""
-    minutes, seconds = divmod(max(0, seconds), 60)
+    moment = since if since.tzinfo is not None else since.replace(tzinfo=UTC)
+    minutes, seconds = divmod(max(0, int((datetime.now(UTC) - moment).total_seconds())), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02}"
