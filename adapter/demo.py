@@ -212,13 +212,11 @@ async def _keep(broker: NatsServer, lines: Lines) -> None:
         await asyncio.sleep(_LOOK_S)
         if not broker.running:
             lines.notice(
-                f"The broker is back (pid {broker.pid}). The adapter finds it soon, and sends what waited, in order."
+                f"The broker is away, and is back in {_BROKER_AWAY_S:g} s. Polling goes on; events wait for it."
             )
             await asyncio.sleep(_BROKER_AWAY_S)
             await broker.restart()
-            lines.notice(
-                f"The broker is back (pid {broker.pid}). The adapter finds it in some seconds; what waited goes out in order."
-            )
+            lines.notice(f"The broker is back (pid {broker.pid}). The adapter finds it soon, and sends what waited.")
 
 
 @contextlib.contextmanager
