@@ -14,6 +14,9 @@ from adapter.errors import GatewayError, RetcodeError
 _EARLY_S = 0.005
 """How early a timer may fire, and a little: never under P4's lower bound at the gateway."""
 
+_AFTER_FAILURE_S = 1.0
+"""P5's lower bound."""
+
 _ROUND_TRIP_S = 0.1
 """What a round trip and a busy moment may add at the gateway: kept away from P4's upper bound."""
 
@@ -37,6 +40,7 @@ class Pace:
         self._backoff = backoff
         self._delays: Iterator[float] = iter(())
         self._next_at = 0.0
+        self._allowed_at = 0.0
         self._sleeping: asyncio.Future[None] | None = None
         self.failures = 0
         self.ending = False
@@ -48,7 +52,9 @@ class Pace:
     def answered(self, received_at: float | None = None) -> None:
         """Have the next request wait for P4's pause after an HTTP 200 answer, which came at `received_at` or now."""
         pause_s = random.uniform(self._shortest_s, self._longest_s)  # noqa: S311 - spreads requests, guards nothing
-        self._next_at = (self.now() if received_at is None else received_at) + pause_s
+        answered_at = self.now() if received_at is None else received_at
+        self._next_at = answered_at + pause_s
+        self._allowed_at = answered_at + self._shortest_s
 
     def failed(self) -> None:
         """Have the next request wait for P5's pause, which grows from failure to failure."""
@@ -56,6 +62,7 @@ class Pace:
             self._delays = self._backoff.delays()
         self.failures += 1
         self._next_at = self.now() + next(self._delays)
+        self._allowed_at = self.now() + _AFTER_FAILURE_S + _EARLY_S
 
     def refused(self, error: GatewayError) -> None:
         """Have the next request wait as is due after `error`: a retcode is an HTTP 200 answer, all else a failure."""
@@ -77,6 +84,11 @@ class Pace:
         """Wait until the next request may start, for one that is wanted at the end too."""
         while self.now() < self._next_at:
             await self.sleep(self._next_at)
+
+    async def leave(self) -> None:
+        """Wait until another may make a request in our place without breaking P4 or P5."""
+        while self.now() < self._allowed_at:
+            await self.sleep(self._allowed_at)
 
     async def sleep(self, until: float | None) -> None:
         """Wait for a time on the loop's clock, or without end for `None`; `wake` ends it."""

@@ -118,6 +118,8 @@ class Poller:
         try:
             if sign_out:
                 await self._signing.sign_out_at_exit()
+            # A restart, or the next poller of a changed agent, knows nothing of our last request.
+            await self._pace.leave()
             await self._session.close()
         finally:
             await self.presence.close()
@@ -128,13 +130,12 @@ class Poller:
             self._guid_file_changed = False
             self._status_tries = _STATUS_TRIES
             await self._signing.read_guid_file()
-        elif self._orders and not self._polls_first:
+        elif self._orders and not (self._polls_first and self._session.guid is not None):
             # However many orders come, a session is polled in between: the gateway ends one that is not.
-            self._polls_first = self._session.guid is not None
+            self._polls_first = True
             self._status_tries = _STATUS_TRIES
             await self._signing.obey(self._orders.popleft())
         elif self._session.guid is None:
-            self._polls_first = False
             self._status_tries = _STATUS_TRIES
             await self._signing.wait()
         elif self._status_tries and not self._pace.failures:

@@ -146,7 +146,7 @@ class Signing:
         sign_in = self._presence.agent.sign_in
         if sign_in is None or not sign_in.sign_out_at_exit or not self._session.own or self._session.guid is None:
             return
-        await self._pace.hold_off()
+        await self._pace.leave()
         try:
             await self._session.sign_out(self._session.guid)
         except GatewayError as error:
