@@ -46,7 +46,7 @@ class _Call(msgspec.Struct, rename="camel"):
 
 
 class _State(msgspec.Struct, rename="camel"):
-    state: str = "unknown"
+    state: str
     since: datetime | None = None
     call: _Call | None = None
     name: str | None = None
@@ -54,11 +54,11 @@ class _State(msgspec.Struct, rename="camel"):
 
 
 class _Session(msgspec.Struct, rename="camel"):
-    phase: str = ""
+    phase: str
 
 
 class _Event(msgspec.Struct, rename="camel"):
-    event_type: str = ""
+    event_type: str
 
 
 class _Entry(msgspec.Struct, rename="camel"):
@@ -84,9 +84,9 @@ class _Agent:
     """What was heard of one agent."""
 
     entry: _Entry | None = None
-    state: _State = field(default_factory=_State)
-    session: _Session = field(default_factory=_Session)
-    event: _Event = field(default_factory=_Event)
+    state: _State = field(default_factory=lambda: _State(state="unknown"))
+    session: _Session | None = None
+    event: _Event | None = None
     available: bool | None = None
 
 
@@ -176,7 +176,7 @@ class Board:
 def _row(work_no: str, agent: _Agent) -> list[Text]:
     state, call = agent.state, agent.state.call
     known = agent.entry or state
-    session = agent.session.phase
+    session = "" if agent.session is None else agent.session.phase
     if agent.available is False and session == "retrying":
         session = "retrying, offline"
     return [
@@ -187,7 +187,7 @@ def _row(work_no: str, agent: _Agent) -> list[Text]:
         _text("" if state.since is None else lasted(state.since)),
         _text("" if call is None else " ".join([call.phase, " → ".join(filter(None, (call.caller, call.called)))])),
         _text(session),
-        _text(agent.event.event_type),
+        _text("" if agent.event is None else agent.event.event_type),
     ]
 
 
