@@ -40,6 +40,8 @@ _REPORT_S = 60.0
 """How often health is published (section 3)."""
 _BEAT_S = 10.0
 """How often a sign of life is left for `ccgateway2mqtt health`."""
+_SETTLE_S = 5.0
+"""How long the agents' start waits for the first attempt to connect: what that says may end the program."""
 _FLUSH_S = 5.0
 """How long the outbox may be flushed at the end (D7)."""
 _STARTS_KEPT = 20
@@ -131,7 +133,10 @@ class App:
             )
             await stack.enter_async_context(listen(self._config.http, exporter))
         link = self._tasks.create_task(self._link.run(), name="link")
-        await self._link.settled.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                await self._link.settled.wait()
+        self._link.settled.set()
         self._fleet.start(self._config.agents)
         await self._fleet.clear(self._fleet.strangers())
         await self._bridge.introduce(self._config)

@@ -67,8 +67,7 @@ class Bridge:
     async def introduce(self, config: Config) -> None:
         """Publish the roster and `info` of a configuration; clear pages of the roster that are left over."""
         self._config = config
-        self._told = self._info()
-        change = Change(slots={self._topics.bridge("info"): self._told})
+        change = Change()
         pages = _pages(
             [RosterAgent(work_no=agent.work_no, name=agent.name, group=agent.group) for agent in config.agents]
         )
@@ -78,6 +77,8 @@ class Bridge:
         for topic in await self._shared.outbox.known_topics():
             if topic.startswith(self._topics.roster(0).removesuffix("0")) and topic not in change.slots:
                 change.slots[topic] = b""
+        # Last, with nothing awaited before it is handed in: an older one must not follow a newer one.
+        self._told = change.slots[self._topics.bridge("info")] = self._info()
         await self._shared.outbox.insist(change)
 
     async def refresh_info(self) -> None:

@@ -49,7 +49,7 @@ class Link:
 
     Attributes:
         connection: The connection, while there is one.
-        settled: Set once the first attempt is over, whichever way.
+        settled: Set once the first attempt is over, whichever way; a log-in refused later does not end the program.
     """
 
     def __init__(  # noqa: PLR0913 - what it ties together
