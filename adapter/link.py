@@ -203,7 +203,13 @@ class Link:
         names = ("availability", "health", "info")
         topics = {name: self._topics.bridge(name) for name in names}
         looker = f"{self._config.client_id}-start-{uuid.uuid4().hex[:8]}"
-        found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S)
+        try:
+            found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S)
+        except (BrokerAuthError, BrokerConnectionError):
+            raise
+        except BrokerError as error:
+            _log.warning("broker: %s; another instance would not be noticed", error)
+            return
         payload = {name: found[topic].payload for name, topic in topics.items() if topic in found}
         if payload.get("availability") != b"online":
             return

@@ -31,6 +31,7 @@ from adapter.simulator import SimAgent, faults
 from tests.adapter_support import Running, start, write
 from tests.broker_support import DEADLINE_S, HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 from tests.stage_support import Stage, staged
+from tests.test_broker import playing, relayed
 
 # Stopping.
 
@@ -416,22 +417,31 @@ async def test_it_runs_over_tls_and_websocket(tmp_path: Path, scheme: str) -> No
                 await _round_trip(stage)
 
 
-async def test_a_refused_subscription_does_not_stop_events(tmp_path: Path) -> None:
-    """An ACL that forbids the commands is said; what the program is for goes on."""
-    with mosquitto(tmp_path / "m", users={"adapter": "pw"}, acl="") as broker:
-        async with staged(tmp_path, broker) as stage:
-            (tmp_path / "m" / "acl").write_text("topic readwrite #\n")
-            acl = (
-                "user adapter\ntopic write #\ntopic read +/+/event\ntopic read +/+/events\ntopic read +/bridge/log\n"
-                "topic read +/bridge/availability\ntopic read +/bridge/info\ntopic read +/bridge/health\n"
-            )
-            (tmp_path / "m" / "acl").write_text(acl)
-            broker.restart()
-            await stage.peer.wait_subscribed()
-            async with stage.running():
-                await stage.polling("101")
-                stage.simulator.emit_sample("101", "AgentState_Ready")
-                await stage.wait("101/event", seq=1)
+async def test_a_refused_subscription_does_not_stop_events(tmp_path: Path, shared_broker: Broker) -> None:
+    """A broker that forbids to subscribe is told of; what the program is for goes on."""
+
+    async def strict(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def down(up: asyncio.StreamReader) -> None:
+            while True:
+                packet = bytearray(await up.read(4096))
+                if packet[:1] == b"\x90":  # SUBACK: length, identifier, no properties, then a reason for each filter
+                    packet[5 : 2 + packet[1]] = b"\x87" * (packet[1] - 3)
+                writer.write(packet)
+
+        async with relayed(shared_broker.ports["mqtt"], down) as up:
+            while data := await reader.read(4096):
+                up.write(data)
+
+    async with (
+        playing(strict) as port,
+        staged(tmp_path, shared_broker) as stage,
+        stage.running(mqtt={"url": f"mqtt://{HOST}:{port}"}),
+    ):
+        await stage.polling("101")
+        stage.simulator.emit_sample("101", "AgentState_Ready")
+        await stage.wait("101/event", seq=1)
+        said = [each["message"] for each in stage.json("bridge/log")]
+        assert len([each for each in said if "Not authorized" in each and "switch it off in commands" in each]) == 1
 
 
 # The HTTP listener.
