@@ -151,4 +151,4 @@ async def place(  # noqa: PLR0913 - what a test may want different
             finally:
                 await here.adapter.stop()
             if good:
-                assert simulator.violations == []
+                assert simulator.violations == [], simulator.violations

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapter.presence import Timing
-from adapter.simulator import Poll, faults
+from adapter.simulator import Poll, SimAgent, faults
 from tests.adapter_support import wait_for
 from tests.broker_support import Broker
 from tests.polling_support import USUAL, place
@@ -28,12 +28,12 @@ async def test_p1_never_two_requests_of_an_agent_at_once(tmp_path: Path, shared_
     """P1: polls, the state's requests, sign-outs and sign-ins of an agent come one after the other."""
     sign_in = {"password": "pw-102", "phone": "8102"}
     async with place(
-        tmp_path, shared_broker, ["101", "102"],
-        entries=[{"work_no": "101", "guid": "at-first"}, {"work_no": "102", "sign_in": sign_in}],
-        simulate={"signed_in": False},
-    ) as here:  # fmt: skip
-        guid = here.simulator.sign_in("101")
-        await here.command("101", "session", {"action": "sign_in", "guid": guid})
+        tmp_path,
+        shared_broker,
+        [SimAgent(work_no="101", guid="begun-elsewhere"), SimAgent(work_no="102", signed_in=False)],
+        entries=[{"work_no": "101", "guid": "begun-elsewhere"}, {"work_no": "102", "sign_in": sign_in}],
+    ) as here:
+        await here.command("101", "session", {"action": "sign_in", "guid": "begun-elsewhere"})
         await here.simulator.wait_for(lambda: here.simulator.polling("102"))
         for name in ("AgentState_Work", "AgentState_Ready"):
             here.simulator.emit_sample("102", name)
@@ -299,6 +299,10 @@ async def test_p14_with_privacy_only_the_length_is_kept(tmp_path: Path, shared_b
         here.simulator.script("101", faults.garbage(b'{"retcode":"0","event":{"caller":"13800138000"'))
         await here.see("101", "session", phase="retrying")
 
+        here.simulator.emit_sample("101", "AgentEvent_Ringing", {"caller": "13800138000"})
+        event = await here.see("101", "event", eventType="AgentEvent_Ringing")
+
+        assert event["content"]["caller"] == "*******8000"
         (kept,) = here.rows("SELECT * FROM unreadable")
         assert (kept["head"], kept["size_bytes"]) == (b"", 46)
         assert b"13800138000" not in (tmp_path / "ccgateway2mqtt.db").read_bytes()
