@@ -6,6 +6,8 @@ WHEEL_VENV := .venv-wheel
 INSTALLED := build/installed
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
+# Tests wait for real programs most of the time, so that four at once suit two cores.
+PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -25,13 +27,13 @@ check: $(VENV)/.development ## formatting, lint and types
 	$(BIN)/mypy
 
 test-checkout: $(VENV)/.development programs ## the tests on this checkout, with coverage
-	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest $(PYTEST_FLAGS) --cov --cov-report=term $(ARGS)
 
 # The same tests on what a user installs: a directory without adapter/, so that only the wheel can be imported.
 test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel
 	rm -rf $(INSTALLED) && mkdir -p $(INSTALLED)
 	for each in $$(git ls-files | cut -d/ -f1 | sort -u | grep -vx -e adapter -e .gitignore); do ln -s ../../$$each $(INSTALLED)/$$each; done
-	cd $(INSTALLED) && ../../$(WHEEL_VENV)/bin/python -m pytest $(ARGS)
+	cd $(INSTALLED) && ../../$(WHEEL_VENV)/bin/python -m pytest $(PYTEST_FLAGS) $(ARGS)
 
 wheel: dist/.built ## build the wheel into dist/
 
