@@ -417,6 +417,28 @@ async def test_it_runs_over_tls_and_websocket(tmp_path: Path, scheme: str) -> No
                 await _round_trip(stage)
 
 
+async def test_a_command_ahead_of_the_suback_is_answered(tmp_path: Path, shared_broker: Broker) -> None:
+    """C4: a broker may send what it retains before its answer to SUBSCRIBE [MQTT-3.8.4], and waits for the PUBACK."""
+    topic = b""
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def down(up: asyncio.StreamReader) -> None:
+            while data := await up.read(4096):
+                if data[:1] == b"\x90":  # ahead of SUBACK: PUBLISH, QoS 1, retained, no properties, payload "x"
+                    body = len(topic).to_bytes(2, "big") + topic + b"\x00\x07" + b"\x00" + b"x"
+                    writer.write(b"\x33" + bytes([len(body)]) + body)
+                writer.write(data)
+
+        async with relayed(shared_broker.ports["mqtt"], down) as up:
+            while data := await reader.read(4096):
+                up.write(data)
+
+    async with playing(early) as port, staged(tmp_path, shared_broker) as stage:
+        topic = stage.topic("101/calldata/set").encode()
+        async with stage.running(mqtt={"url": f"mqtt://{HOST}:{port}"}):
+            assert (await stage.wait("101/calldata/result"))["reason"] == "retained"
+
+
 async def test_a_refused_subscription_does_not_stop_events(tmp_path: Path, shared_broker: Broker) -> None:
     """A broker that forbids to subscribe is told of; what the program is for goes on."""
 

@@ -355,6 +355,24 @@ async def test_a_change_that_does_not_fit_is_refused_and_others_go_on(path: Path
         assert len(await take_all(outbox)) == 1
 
 
+async def test_deletions_do_not_share_the_fate_of_what_does_not_fit(path: Path) -> None:
+    """D4: who wants to store more than there is room for does not keep the deletions from making room."""
+    async with open_outbox(path, 8) as outbox:
+        await outbox.commit(change("1", "2"))
+        entries = await take_all(outbox)
+        refused = asyncio.create_task(outbox.commit(change("too much", size=10_000_000)))
+        await asyncio.sleep(0)
+        for entry in entries:
+            outbox.acknowledge(entry.row)
+        with pytest.raises(StorageFullError):
+            await refused
+        assert outbox.depth == 2
+        with pytest.raises(StorageFullError):
+            await outbox.commit(change("too much", size=10_000_000))
+
+        assert outbox.depth == 0
+
+
 async def test_deletions_that_cannot_be_stored_do_not_hold_up_a_verdict(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
