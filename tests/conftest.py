@@ -1,6 +1,6 @@
 """Fixtures that every test of the whole program needs: a simulator, a broker, and somebody who listens."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +37,11 @@ async def simulator() -> AsyncIterator[Simulator]:
     async with Simulator(agents=["101", "102"], hold_s=HOLD_S) as made:
         yield made
         assert made.violations == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Replace halves of characters in what a test has logged: pytest-xdist cannot pass them on between processes."""
+    report = yield
+    report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
+    return report
