@@ -46,7 +46,7 @@ format: $(VENV)/.development ## put the code into form
 
 schemas: $(VENV)/.development ## make schemas/ again from the code
 	$(BIN)/python -m adapter.contracts schemas
-	$(BIN)/python -m adapter.config_schema > schemas/config.json
+	$(BIN)/python -m adapter.config.schema > schemas/config.json
 
 clean: ## remove what was set up and built
 	rm -rf $(VENV) $(WHEEL_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

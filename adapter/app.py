@@ -15,11 +15,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, cast
 
+from adapter.agent.presence import Shared, Timing
 from adapter.bridge import Bridge
-from adapter.broker import ProtocolName, Received
 from adapter.commands import REMEMBERED_S, Commands, Flood
 from adapter.config import Config, load
-from adapter.config_report import difference
+from adapter.config.report import difference
 from adapter.errors import AdapterError, CommandError, StorageError, StorageFullError
 from adapter.event import timestamp
 from adapter.fleet import Fleet
@@ -27,11 +27,11 @@ from adapter.gateway import Gateway
 from adapter.link import Link, Subscription
 from adapter.logs import TopicHandler, set_up
 from adapter.metrics import Counters
+from adapter.mqtt import ProtocolName, Received
 from adapter.outage import Outage
-from adapter.outbox import Outbox, open_outbox
 from adapter.preparation import make_mask, raise_file_limit, unwrapped_task_group, warn_of_the_unverified
-from adapter.presence import Shared, Timing
 from adapter.privacy import Mask
+from adapter.store.outbox import Outbox, open_outbox
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)

@@ -15,11 +15,13 @@ import msgspec
 from msgspec import UNSET
 
 from adapter import __version__
-from adapter.broker import Message, Received
+from adapter.agent.poller import Poller
+from adapter.agent.presence import Shared
 from adapter.config import Config
-from adapter.config_report import public
+from adapter.config.report import public
 from adapter.errors import AdapterError, CommandError
 from adapter.event import timestamp
+from adapter.mqtt import Message, Received
 from adapter.payloads import (
     AgentCounts,
     AgentSnapshot,
@@ -31,9 +33,7 @@ from adapter.payloads import (
     RosterAgent,
     RosterPage,
 )
-from adapter.poller import Poller
-from adapter.presence import Shared
-from adapter.records import Change, Outgoing
+from adapter.store.records import Change, Outgoing
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

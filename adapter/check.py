@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from adapter.broker import Dialer
 from adapter.config import Config, GatewayConfig, MqttConfig
-from adapter.database import Lock
 from adapter.errors import BrokerError, StartError
 from adapter.gateway import tls_context
+from adapter.mqtt import Dialer
+from adapter.store.database import Lock
 
 _TIMEOUT_S = 10.0
 _CLOSE_S = 1.0

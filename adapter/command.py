@@ -13,7 +13,7 @@ from typing import Any, Literal
 from adapter.errors import CommandError
 from adapter.event import timestamp
 from adapter.payloads import ResultPayload, Status
-from adapter.records import Change, CommandRecord, Outgoing
+from adapter.store.records import Change, CommandRecord, Outgoing
 from adapter.topics import Topics
 
 _MAX_BYTES = 2048

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from adapter.broker import Received
+from adapter.agent.poller import Poller
+from adapter.agent.presence import Shared
 from adapter.command import Parsed, answers, finish, order_of, parse_call_data, parse_session, sender_id
 from adapter.errors import CommandError, StorageFullError
 from adapter.event import new_id
 from adapter.gateway import is_guid
-from adapter.poller import Poller
-from adapter.presence import Shared
-from adapter.records import Change, CommandRecord
+from adapter.mqtt import Received
+from adapter.store.records import Change, CommandRecord
 
 _log = logging.getLogger(__name__)
 

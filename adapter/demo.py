@@ -28,11 +28,11 @@ from typing import Any
 import yaml
 
 from adapter import app, wall
-from adapter.broker import Dialer
 from adapter.config import MqttConfig, load
 from adapter.contracts import directory as schemas
 from adapter.demo_lines import Lines
 from adapter.errors import BrokerConnectionError, StartError
+from adapter.mqtt import Dialer
 from adapter.nats import NatsServer, find_program, run_nats
 from adapter.simulator import Day, SimAgent, Simulator, SimulatorError, demo_agents
 from adapter.topics import Topics

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import msgspec
 
-from adapter.broker import Received
+from adapter.mqtt import Received
 from adapter.nats import NatsServer
 
 _COLUMNS = 100

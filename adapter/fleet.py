@@ -5,12 +5,12 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from adapter.agent.poller import Poller
+from adapter.agent.presence import Shared
+from adapter.agent.session import Session
 from adapter.config import AgentConfig
 from adapter.gateway import Gateway
-from adapter.poller import Poller
-from adapter.presence import Shared
-from adapter.records import AgentRecord, Change, CommandRecord, Outgoing
-from adapter.session import Session
+from adapter.store.records import AgentRecord, Change, CommandRecord, Outgoing
 
 _log = logging.getLogger(__name__)
 

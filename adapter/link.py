@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from adapter.broker import Connection, Dialer, Message, ProtocolName, Received, read_retained
 from adapter.config import Backoff, MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, StartError, StorageFullError
 from adapter.metrics import Counters
+from adapter.mqtt import Connection, Dialer, Message, ProtocolName, Received, read_retained
 from adapter.outage import Outage
-from adapter.outbox import Outbox
 from adapter.publisher import Publisher
+from adapter.store.outbox import Outbox
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)

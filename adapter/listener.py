@@ -16,7 +16,7 @@ from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
 from adapter.errors import StartError, StorageError
 from adapter.metrics import Counters
-from adapter.outbox import Outbox
+from adapter.store.outbox import Outbox
 
 _COUNTERS = {
     "polls": "Polls begun.",

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from adapter.broker import Message
 from adapter.config import LogConfig
 from adapter.event import timestamp
+from adapter.mqtt import Message
 from adapter.payloads import LogPayload
 
 _TALKATIVE = ("httpx", "httpcore", "paho", "aiohttp.access", "asyncio")

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import AsyncIterator
 
 from adapter.config import Config, PrivacyConfig
-from adapter.outbox import Outbox
 from adapter.privacy import Mask
+from adapter.store.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import time
 from functools import partial
 from typing import NoReturn
 
-from adapter.broker import Connection, Message
 from adapter.errors import StorageError
 from adapter.event import mark_replayed
 from adapter.metrics import Counters
-from adapter.outbox import Outbox
-from adapter.records import Entry, Slot
+from adapter.mqtt import Connection, Message
+from adapter.store.outbox import Outbox
+from adapter.store.records import Entry, Slot
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from adapter.broker import Dialer, Message, Received
 from adapter.config import MqttConfig
 from adapter.errors import BrokerError, StartError
+from adapter.mqtt import Dialer, Message, Received
 from adapter.payloads import ResultPayload
 from adapter.topics import Topics, is_work_no
 

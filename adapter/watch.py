@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from adapter.broker import Dialer, Received
 from adapter.config import Backoff, MqttConfig
 from adapter.errors import BrokerConnectionError
+from adapter.mqtt import Dialer, Received
 from adapter.topics import BRIDGE, Topics
 
 _T = TypeVar("_T")

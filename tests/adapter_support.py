@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from adapter import app as application
+from adapter.agent.presence import Timing
 from adapter.config import Config, load
-from adapter.presence import Timing
 from adapter.simulator import Simulator
 from tests.broker_support import DEADLINE_S, Broker, Got, Peer
 

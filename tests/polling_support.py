@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapter.presence import Timing
+from adapter.agent.presence import Timing
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, decoded, settings, start, wait_for, write
 from tests.broker_support import DEADLINE_S, Broker, Peer

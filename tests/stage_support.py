@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter.presence import Timing
+from adapter.agent.presence import Timing
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, running, settings, wait_for, write
 from tests.broker_support import Broker, Got, Peer

@@ -23,11 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapter import app as application
 from adapter import preparation
 from adapter.config import load
-from adapter.database import Database
 from adapter.errors import StartError, StorageFullError, StorageInUseError
-from adapter.lock import Lock
-from adapter.records import Change, Outgoing
 from adapter.simulator import SimAgent, faults
+from adapter.store.database import Database
+from adapter.store.lock import Lock
+from adapter.store.records import Change, Outgoing
 from tests.adapter_support import Running, start, write
 from tests.broker_support import DEADLINE_S, HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 from tests.stage_support import Stage, staged

@@ -10,26 +10,16 @@ FLOORS = (
     # 1 words
     ("errors", "topics", "metrics", "catalogue", "outage"),
     # 2 values
-    ("event", "answer", "records", "payloads", "privacy", "state", "command", "newest"),
-    ("yaml_nodes", "yaml_source", "config_rules", "config_words", "config_grammar", "config_check"),
-    ("config_schema", "config", "config_report", "contracts"),
+    ("event", "answer", "payloads", "privacy", "state", "store", "store.records", "command"),
+    ("config.nodes", "config.source", "config.rules", "config.words", "config.grammar", "config.check"),
+    ("config.schema", "config.settings", "config.report", "config", "contracts"),
     # 3 ports
-    (
-        "lock",
-        "sql",
-        "writer",
-        "database",
-        "outbox",
-        "gateway",
-        "mqtt_message",
-        "paho_loop",
-        "mqtt_connection",
-        "broker",
-    ),
-    # 4 one agent's session, and what belongs to it
-    ("pace", "session", "presence"),
-    # 5 flows
-    ("mailbox", "signing", "poller", "publisher", "link", "commands", "bridge", "fleet", "logs"),
+    ("store.sql", "store.lock", "store.newest", "store.database", "store.writer", "store.outbox"),
+    ("gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
+    # 4 one agent
+    ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
+    # 5 flows of the whole
+    ("publisher", "link", "commands", "bridge", "fleet", "logs"),
     # 6 the whole, and what stands beside it
     ("preparation", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),
@@ -40,7 +30,7 @@ FLOORS = (
 """From the bottom up: names below `adapter`. Within a floor a module may use those on its left, never the others.
 A package can be one entry (`config`), with an order of its own within, or several (`config.rules`)."""
 
-WAY = ("poller", "publisher", "fleet", "link", "commands", "bridge", "logs")
+WAY = ("agent.poller", "publisher", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
 OPTIONAL = {"listener", "watch", "demo", "demo_lines", "wall", "nats", "send", "check", "simulator", "cli", "contracts"}
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter.bridge import Bridge, _request_id, resident_bytes
-from adapter.broker import Received
 from adapter.config import load
 from adapter.errors import CommandError
 from adapter.logs import TopicHandler, set_up
+from adapter.mqtt import Received
 from tests.adapter_support import write
 from tests.broker_support import Broker
 from tests.contract_support import valid
@@ -45,7 +45,7 @@ async def test_info_is_small_and_shows_no_secret(tmp_path: Path, shared_broker: 
 
 def test_info_of_the_largest_configuration_is_small(tmp_path: Path) -> None:
     """Under 8 KB with 5,000 agents and every list as long as it may be."""
-    from adapter.config_report import public  # noqa: PLC0415 - only here
+    from adapter.config.report import public  # noqa: PLC0415 - only here
 
     values: dict[str, Any] = {
         "gateway": {"url": "https://gateway.example/" + "a" * 100},

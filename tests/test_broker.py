@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from adapter import mqtt_connection
-from adapter.broker import (
+from adapter.config import MqttConfig
+from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, ConfigError
+from adapter.mqtt import (
     Connection,
     Dialer,
     Message,
@@ -27,8 +28,7 @@ from adapter.broker import (
     read_retained,
     tls_context,
 )
-from adapter.config import MqttConfig
-from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, ConfigError
+from adapter.mqtt import connection as mqtt_connection
 from tests.broker_support import HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 
 DEADLINE_S = 15.0

@@ -20,8 +20,8 @@ import pytest
 
 from adapter import __version__, app, check, contracts
 from adapter.cli import main
-from adapter.lock import Lock
 from adapter.simulator import Simulator
+from adapter.store.lock import Lock
 from tests.adapter_support import running, settings, wait_for, write
 from tests.broker_support import HOST, Broker, Peer, answers, certificates, free_ports, mosquitto
 from tests.cli_support import COMMAND, invoke, invoke_beside, json_line, one_line, program, run_program, told_soon

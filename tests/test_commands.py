@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapter.agent.presence import Timing
 from adapter.command import parse_call_data, parse_session, sender_id
 from adapter.config import load
-from adapter.database import Database
 from adapter.errors import CommandError, StorageFullError
 from adapter.gateway import is_guid
 from adapter.payloads import ResultPayload
-from adapter.presence import Timing
 from adapter.simulator import SimAgent
+from adapter.store.database import Database
 from tests.adapter_support import write
 from tests.broker_support import Broker, Peer
 from tests.stage_support import Stage, staged

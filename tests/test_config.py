@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapter.config import Backoff, Config, HttpConfig, PrivacyConfig, SignInConfig, broker_at, load
-from adapter.config_report import difference, public
+from adapter.config.report import difference, public
 from adapter.errors import ConfigError
 from tests.config_support import AGENTS, GATEWAY, SOUND, loaded, write_secrets
 

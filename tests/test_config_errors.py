@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter import yaml_source
 from adapter.config import load
+from adapter.config import source as yaml_source
 from adapter.errors import ConfigError
 from tests.config_support import AGENTS, GATEWAY, SOUND, told, write_secrets
 

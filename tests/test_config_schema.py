@@ -16,9 +16,9 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from adapter.config import load
-from adapter.config_grammar import AGENT, SCHEMA, SIGN_IN, section_at
-from adapter.config_rules import Each, OrOff, Section, Word
-from adapter.config_schema import json_schema
+from adapter.config.grammar import AGENT, SCHEMA, SIGN_IN, section_at
+from adapter.config.rules import Each, OrOff, Section, Word
+from adapter.config.schema import json_schema
 from adapter.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -91,8 +91,8 @@ def _keys_of(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 
 def test_schema_in_the_repository_is_the_one_of_the_code() -> None:
-    """schemas/config.json is written by ``python -m adapter.config_schema``, and has not drifted."""
-    written = subprocess.run([sys.executable, "-m", "adapter.config_schema"], cwd=ROOT, check=True, capture_output=True)
+    """schemas/config.json is written by ``python -m adapter.config.schema``, and has not drifted."""
+    written = subprocess.run([sys.executable, "-m", "adapter.config.schema"], cwd=ROOT, check=True, capture_output=True)
 
     assert (ROOT / "schemas/config.json").read_bytes() == written.stdout
     assert json.loads(written.stdout) == json_schema()

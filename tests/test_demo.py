@@ -23,9 +23,9 @@ import pytest
 import yaml
 
 from adapter import app, demo
-from adapter.demo_lines import describe
+from adapter.demo_lines import Lines, describe
 from adapter.errors import BrokerError, StartError
-from adapter.nats import NatsServer
+from adapter.nats import NatsServer, run_nats
 from adapter.simulator import Day
 from tests.adapter_support import HOLD_S, running, wait_for
 from tests.broker_support import HOST, Broker, Peer
@@ -94,13 +94,13 @@ async def test_a_short_demo(nothing_left: Path, tmp_path: Path) -> None:
     """It says where the page is, serves it, prints a line per event, and ends after its duration with exit 0."""
     config = tmp_path / "out.yaml"
     began = time.monotonic()
-    arguments = ("--duration", "8", "--no-browser", "--agents", "4", "--config-out", config)
+    arguments = ("--duration", "5", "--no-browser", "--agents", "4", "--config-out", config)
     async with program("demo", *arguments) as show:
         shown = await introduced(show)
         told = await shown.settings()
         assert told["broker"].startswith("ws://127.0.0.1:")
         assert await show.ended() == 0
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 12
     lines = show.out[show.out.index("") + 1 :]
     events = [EVENT.match(line) for line in lines]
     assert all(events[:-1])
@@ -205,16 +205,23 @@ async def test_the_broker_comes_back_with_what_waited(nothing_left: Path) -> Non
     await gone(shown, nothing_left)
 
 
-async def test_a_port_in_use_is_exit_1(nothing_left: Path) -> None:
+def test_a_port_in_use_is_exit_1(nothing_left: Path) -> None:
     """The page's port in use is one line, and what had been started is gone."""
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        show = await run_program("demo", "--no-browser", "--port", str(port))
-    assert show.process.returncode == 1
-    assert show.out == []
-    assert len(show.err) == 1
-    assert re.match(rf"--port {port}: .*in use", show.err[0])
-    assert await asyncio.to_thread(os.listdir, nothing_left) == []
+        done = invoke("demo", "--no-browser", "--port", str(port))
+    assert re.fullmatch(rf"--port {port}: .*in use.*\n", done.stderr)
+    assert (done.stdout, done.exit_code) == ("", 1)
+    assert list(nothing_left.iterdir()) == []
+
+
+def test_without_the_simulators_package(nothing_left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the simulator lacks is one line, and nothing is left."""
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    done = invoke("demo", "--no-browser")
+    assert "pip install 'ccgateway2mqtt[demo]'" in done.stderr
+    assert (done.stdout, done.exit_code) == ("", 1)
+    assert list(nothing_left.iterdir()) == []
 
 
 async def test_the_configuration_it_writes_is_a_starting_point(tmp_path: Path, broker: Broker) -> None:
@@ -297,6 +304,60 @@ async def test_a_key_stops_the_broker(nothing_left: Path) -> None:
     await gone(shown, nothing_left)
 
 
+@pytest.mark.parametrize("end", ["hang up", "background", "another's"])
+async def test_keys_of_a_terminal_that_is_not_ours(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """A terminal that goes away, rules another process, or has another in front, is not read again and again."""
+    ours, theirs = os.openpty()
+    mine, loop = os.getpgrp(), asyncio.get_running_loop()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        if end != "another's":
+            monkeypatch.setattr(os, "tcgetpgrp", lambda _: mine if end == "hang up" else mine + 1)
+        read, removed = list[int](), list[int]()
+        kept, remove = os.read, loop.remove_reader
+
+        def noted_read(descriptor: int, size: int) -> bytes:
+            read.append(descriptor)
+            return kept(descriptor, size)
+
+        def noted_remove(descriptor: int) -> bool:
+            removed.append(descriptor)
+            return remove(descriptor)
+
+        monkeypatch.setattr(os, "read", noted_read)
+        monkeypatch.setattr(loop, "remove_reader", noted_remove)
+        with demo._keys(NatsServer(Path(), username=None, password=None)):
+            os.write(ours, b"\x04" if end == "hang up" else b"b\n")
+            await until(lambda: theirs in removed)
+        os.close(ours)
+    assert (theirs in read) == (end == "hang up")
+
+
+async def test_keys_stop_the_broker_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`b` and Enter end the broker's process; anything else is no key."""
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+        async with run_nats() as broker:
+            with demo._keys(broker):
+                os.write(ours, b"x\n")
+                os.write(ours, b"B \n")
+                await until(lambda: not broker.running)
+                os.write(ours, b"b\n")
+        os.close(ours)
+
+
+def test_nobody_who_reads_ends_it() -> None:
+    """A line that cannot be written says so to whoever can end the demo."""
+    ended: list[bool] = []
+    with Path("/dev/full").open("w") as full, contextlib.redirect_stdout(full):
+        Lines({}, lambda: ended.append(True)).say("x" * 10_000)
+        with contextlib.suppress(OSError):
+            full.close()
+    assert ended == [True]
+
+
 # In this process: the parts of it, and how it ends when one of them fails.
 
 
@@ -325,14 +386,21 @@ def test_it_runs_in_this_process(
         return "The broker is back" in text and text.count("InService") > 1
 
     teller = told_soon(signal.SIGTERM, lasting)
-    asyncio.run(demo.run(options(duration=None, no_browser=False)))
+    asyncio.run(demo.run(options(duration=None, no_browser=False, config_out=nothing_left.parent / "out.yaml")))
     teller.join()
 
     page = re.search(r"The live page +(\S+)", re.sub(r"\x1b\[[0-9;]*m", "", "".join(output)))
     assert page is not None
     assert opened == [page[1]]
+    assert f"Configuration   {nothing_left.parent / 'out.yaml'}" in "".join(output)
     assert capsys.readouterr().out.endswith(f"{ENDED}\n")
     assert list(nothing_left.iterdir()) == []
+
+
+async def idles(*_args: object, **_kwargs: object) -> app.Ending:
+    """Stand in for an adapter: one that is cut off while it connects leaves sockets to the garbage collector."""
+    await asyncio.Event().wait()
+    return "stopped"
 
 
 async def fails() -> None:
@@ -350,6 +418,7 @@ def test_a_part_that_fails_ends_it(nothing_left: Path, monkeypatch: pytest.Monke
         "broker": (demo, "_keep"),
         "day": (Day, "run"),
     }[part]
+    monkeypatch.setattr(app, "run", idles)
     monkeypatch.setattr(where, name, lambda *_args, **_kwargs: fails())
 
     done = invoke("demo", "--no-browser")
@@ -363,6 +432,7 @@ def test_a_part_that_fails_ends_it(nothing_left: Path, monkeypatch: pytest.Monke
 def test_a_broker_that_cannot_come_back_ends_it(nothing_left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the broker does not start again, that is said, and the demo ends."""
     monkeypatch.setattr(demo, "_BROKER_AWAY_S", 0.1)
+    monkeypatch.setattr(app, "run", idles)
 
     async def refuse(_server: object) -> None:
         await asyncio.sleep(0)

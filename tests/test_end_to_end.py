@@ -12,7 +12,7 @@ async def test_event_goes_out(tmp_path: Path, simulator: Simulator, broker: Brok
     async with running(write(tmp_path, settings(simulator, broker))):
         await simulator.wait_for(lambda: simulator.polling("101"))
         simulator.emit_sample("101", "AgentState_SetNotReady_Success")
-        event = await wait_for(peer, "agents/101/event", lambda payload: True)
+        event = await wait_for(peer, "agents/101/event", lambda _: True)
         state = await wait_for(peer, "agents/101/state", lambda payload: payload["state"] == "busy")
 
         assert event["eventType"] == "AgentState_SetNotReady_Success"

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from adapter import outbox as outbox_module
-from adapter import writer as writer_module
-from adapter.database import Database
 from adapter.errors import StorageError, StorageFullError, StorageInUseError
-from adapter.lock import Lock
-from adapter.outbox import Outbox, open_outbox
-from adapter.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Slot, Unreadable
-from adapter.sql import ASIDE_KEPT, UNREADABLE_KEPT
+from adapter.store import outbox as outbox_module
+from adapter.store import writer as writer_module
+from adapter.store.database import Database
+from adapter.store.lock import Lock
+from adapter.store.outbox import Outbox, open_outbox
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Slot, Unreadable
+from adapter.store.sql import ASIDE_KEPT, UNREADABLE_KEPT
 
 DEADLINE_S = 10.0
 
@@ -481,7 +481,7 @@ async def test_a_second_process_is_refused(outbox: Outbox, path: Path) -> None:
     """D5: and the lock goes with its process, however that ends."""
     await outbox.remember("k", b"v")
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom adapter.database import Database\n"
+        "import os, sys\nfrom pathlib import Path\nfrom adapter.store.database import Database\n"
         "from adapter.errors import StorageInUseError\n"
         "try:\n    Database(Path(sys.argv[1]), 64)\nexcept StorageInUseError as error:\n    sys.exit(str(error))\n"
         "os.kill(os.getpid(), 9)\n"

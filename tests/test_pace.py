@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adapter.agent.pace import Pace
+from adapter.agent.presence import Timing
 from adapter.config import Backoff
 from adapter.errors import GatewayConnectionError, RetcodeError
 from adapter.outage import Outage
-from adapter.pace import Pace
-from adapter.presence import Timing
 from tests.broker_support import Broker
 from tests.polling_support import Place, place
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.presence import Timing
+from adapter.agent.presence import Timing
 from adapter.simulator import Poll, SimAgent, faults
 from tests.adapter_support import wait_for
 from tests.broker_support import Broker

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from adapter import publisher as publisher_module
-from adapter.broker import Connection, Dialer
-from adapter.database import Database
 from adapter.errors import BrokerConnectionError, StorageError
 from adapter.metrics import Counters
-from adapter.outbox import Outbox, open_outbox
+from adapter.mqtt import Connection, Dialer
 from adapter.publisher import WINDOW, Publisher
-from adapter.records import Change, Outgoing
+from adapter.store.database import Database
+from adapter.store.outbox import Outbox, open_outbox
+from adapter.store.records import Change, Outgoing
 from tests.broker_support import DEADLINE_S, Broker, Peer, mosquitto
 from tests.stage_support import staged
 from tests.test_broker import config_of

@@ -83,6 +83,26 @@ async def test_a_removed_agents_event_is_cleared_behind_its_events(tmp_path: Pat
         await stage.peer.wait_for(lambda: stage.json("103/event")[-1]["seq"] in (1, 2, 3))
 
 
+async def test_a_removed_agents_backlog_goes_out_before_it_is_cleared(tmp_path: Path, broker: Broker) -> None:
+    """Section 3: removed while the broker is away, its events still go out, and its topic is empty at the end."""
+    async with (
+        staged(tmp_path, broker, agents=AGENTS) as stage,
+        stage.running(agents=agents(stage, "101", "103")) as adapter,
+    ):
+        await stage.polling("103")
+        broker.stop()
+        for _ in range(3):
+            stage.simulator.emit_sample("103", "AgentState_Ready")
+        await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 3)
+        rewrite(stage, adapter, agents=agents(stage, "101"))
+        await adapter.app.reload()
+        broker.start()
+        await stage.peer.wait_subscribed()
+        await stage.peer.wait_for(lambda: stage.on("103/event") and stage.on("103/event")[-1].payload == b"")
+
+        assert [event["seq"] for event in stage.json("103/event")] == [1, 2, 3]
+
+
 async def test_an_invalid_file_changes_nothing(tmp_path: Path, shared_broker: Broker) -> None:
     """C7: it says why, by response and log, and polling goes on."""
     async with staged(tmp_path, shared_broker) as stage, stage.running() as adapter:

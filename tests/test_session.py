@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from adapter.agent.presence import Timing
 from adapter.config import Backoff
-from adapter.presence import Timing
 from adapter.simulator import SimAgent, faults
 from tests.adapter_support import start
 from tests.broker_support import Broker

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from adapter import watch as watching
-from adapter.broker import Received
 from adapter.config import Backoff, broker_at
 from adapter.errors import BrokerAuthError
+from adapter.mqtt import Received
 from adapter.payloads import (
     CallPayload,
     HealthPayload,

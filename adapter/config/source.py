@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
-from adapter.yaml_nodes import Finding, KeyPath, Member, Node, Odd, Place, describe, shown, suggest, type_name
+from adapter.config.nodes import Finding, KeyPath, Member, Node, Odd, Place, describe, shown, suggest, type_name
 
 SECRETS = "secrets.yaml"
 MAX_BYTES = 8 * 1024 * 1024

@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections import deque
 
+from adapter.agent.presence import Presence
 from adapter.catalogue import SUCCESS
 from adapter.command import finish
 from adapter.errors import CommandError
 from adapter.payloads import Status
-from adapter.presence import Presence
-from adapter.records import Change, CommandRecord
+from adapter.store.records import Change, CommandRecord
 from adapter.topics import Topics
 
 _ROOM = 4

@@ -1,6 +1,6 @@
 """The grammar of the configuration: every key with its rule, its default and what it is for.
 
-voluptuous reads a configuration by it (`config.load`), and `config_schema` makes JSON Schema of it for editors.
+voluptuous reads a configuration by it (`config.load`), and `schema` makes JSON Schema of it for editors.
 
 Rule of this file: a key or a default that is not here does not exist.
 """
@@ -10,8 +10,8 @@ from typing import cast
 
 import voluptuous as vol
 
-from adapter.config_rules import Check, ConflictError, Each, ExpectedError, OrOff, Rule, Section, Word
-from adapter.config_words import (
+from adapter.config.rules import Check, ConflictError, Each, ExpectedError, OrOff, Rule, Section, Word
+from adapter.config.words import (
     Url,
     certificates,
     flag,

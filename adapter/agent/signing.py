@@ -7,15 +7,15 @@ again after a refusal that could lock the account.
 import logging
 from collections.abc import Iterator
 
+from adapter.agent.mailbox import Mailbox
+from adapter.agent.pace import Pace
+from adapter.agent.presence import Presence, Shared
+from adapter.agent.session import Session, needs_force
 from adapter.catalogue import ALREADY_SIGNED_IN, NEVER_RETRY_SIGN_IN, SUCCESS, retcode_meaning
 from adapter.command import Order, finish
 from adapter.errors import CommandError, GatewayConnectionError, GatewayError, RetcodeError
-from adapter.mailbox import Mailbox
-from adapter.pace import Pace
 from adapter.payloads import Status
-from adapter.presence import Presence, Shared
-from adapter.records import Change
-from adapter.session import Session, needs_force
+from adapter.store.records import Change
 
 _FORGOTTEN_S = 150.0
 """After how long the gateway has surely ended a session whose GUID never reached us: it does after 120 s without a

@@ -12,18 +12,18 @@ from functools import partial
 
 from msgspec import UNSET
 
+from adapter.agent.session import Session
 from adapter.catalogue import AgentStateName
 from adapter.config import AgentConfig, Backoff, Config
 from adapter.errors import StorageFullError
 from adapter.event import Event, new_id, render_event, timestamp
 from adapter.metrics import Counters
 from adapter.outage import Outage
-from adapter.outbox import Outbox
 from adapter.payloads import CallPayload, PreviousState, SessionPayload, SessionPhase, StatePayload
 from adapter.privacy import Mask
-from adapter.records import AgentRecord, Change, Outgoing
-from adapter.session import Session
 from adapter.state import AgentState, decode, encode, fold, settle
+from adapter.store.outbox import Outbox
+from adapter.store.records import AgentRecord, Change, Outgoing
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from adapter.config import MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
-from adapter.mqtt_message import (
+from adapter.mqtt.message import (
     Message,
     Received,
     check_topic,
@@ -34,7 +34,7 @@ from adapter.mqtt_message import (
     parse_received,
     publish_properties,
 )
-from adapter.paho_loop import PahoLoop
+from adapter.mqtt.paho_loop import PahoLoop
 
 ProtocolName = Literal["5", "3.1.1"]
 OnAck = Callable[[str | None], None]

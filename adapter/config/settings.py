@@ -1,7 +1,7 @@
 """The configuration: a YAML file, validated as a whole, as frozen values that travel through the program.
 
 Place in the picture: made first, and read by everything above. Dicts never leave this file; each part of the program
-gets its own section. Defaults stand in `config_grammar` alone.
+gets its own section. Defaults stand in `grammar` alone.
 
 Rule of this file: no secret's value in an error, a `repr`, or in what `public` gives out.
 """
@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import voluptuous as vol
 
-from adapter.config_check import validate
-from adapter.config_grammar import MQTT
+from adapter.config.check import validate
+from adapter.config.grammar import MQTT
+from adapter.config.nodes import Finding, key_path
+from adapter.config.source import read
 from adapter.errors import ConfigError, Problem
-from adapter.yaml_nodes import Finding, key_path
-from adapter.yaml_source import read
 
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 """The default ports of an address of a broker."""

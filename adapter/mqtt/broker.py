@@ -1,7 +1,7 @@
 """The broker port: opens MQTT connections in the protocol that the broker speaks.
 
 In the picture it stands between the outbox's publisher and the broker. Who connects again, and when, is `app`'s
-business: this port only raises. Below it lie `mqtt_connection` (one connection), `mqtt_message` (what goes over it)
+business: this port only raises. Below it lie `connection` (one connection), `message` (what goes over it)
 and `paho_loop` (paho on our event loop); nobody else imports those.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from adapter.config import MqttConfig
 from adapter.errors import ConfigError, Problem
-from adapter.mqtt_connection import CONNECT_TIMEOUT_S, Connection, ProtocolName, ProtocolRefusedError
-from adapter.mqtt_message import Message, Received
+from adapter.mqtt.connection import CONNECT_TIMEOUT_S, Connection, ProtocolName, ProtocolRefusedError
+from adapter.mqtt.message import Message, Received
 
 __all__ = [
     "Connection",

@@ -1,6 +1,6 @@
 """What the configuration's grammar is built of: a rule for one member, sections, lists, checks between members.
 
-Below `config_words` and `config_schema`. Everything here is a callable for voluptuous: it gets the value that was
+Below `words` and `schema`. Everything here is a callable for voluptuous: it gets the value that was
 found, and returns it normalized or raises `vol.Invalid`.
 
 Rules of this file:

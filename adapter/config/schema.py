@@ -1,6 +1,6 @@
 """The configuration's contract in JSON Schema, made from the grammar that reads it.
 
-``python -m adapter.config_schema > schemas/config.json`` writes it anew after a change of the grammar.
+``python -m adapter.config.schema > schemas/config.json`` writes it anew after a change of the grammar.
 """
 
 import json
@@ -8,8 +8,8 @@ import sys
 
 import voluptuous as vol
 
-from adapter.config_grammar import SCHEMA
-from adapter.config_rules import Each, OrOff, Rule, Section, Word
+from adapter.config.grammar import SCHEMA
+from adapter.config.rules import Each, OrOff, Rule, Section, Word
 
 
 def json_schema() -> dict[str, object]:

@@ -15,17 +15,17 @@ import logging
 from collections import deque
 from datetime import UTC, datetime
 
+from adapter.agent.mailbox import Mailbox
+from adapter.agent.pace import Pace
+from adapter.agent.presence import Presence, Shared
+from adapter.agent.session import Session
+from adapter.agent.signing import Signing, describe
 from adapter.catalogue import SHUTDOWN, SIGNED_OUT_RETCODES, SUCCESS
 from adapter.command import Order
 from adapter.config import AgentConfig
 from adapter.errors import CommandError, GatewayConnectionError, GatewayError, GatewayProtocolError, RetcodeError
 from adapter.gateway import Reply
-from adapter.mailbox import Mailbox
-from adapter.pace import Pace
-from adapter.presence import Presence, Shared
-from adapter.records import AgentRecord, Change, CommandRecord, Unreadable
-from adapter.session import Session
-from adapter.signing import Signing, describe
+from adapter.store.records import AgentRecord, Change, CommandRecord, Unreadable
 
 _ORDERS = 4
 """How many sign-ins and sign-outs may wait: as many as call data (C2)."""

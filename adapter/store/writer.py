@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from adapter.database import Database
-from adapter.records import Removals
+from adapter.store.database import Database
+from adapter.store.records import Removals
 
 _T = TypeVar("_T")
 

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapter.database import Database
 from adapter.errors import StorageFullError
-from adapter.newest import Newest
-from adapter.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot
-from adapter.writer import Writer
+from adapter.store.database import Database
+from adapter.store.newest import Newest
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot
+from adapter.store.writer import Writer
 
 _FRESH = 2000
 """How many unsent entries are kept in memory besides the disk: some seconds of a busy centre, a few MB."""

@@ -1,6 +1,6 @@
 """Hold what a file says against the grammar, and say in words where and how it does not fit.
 
-Above `config_grammar` and the nodes of the file, below `config`.
+Above `grammar` and the nodes of the file, below `config`.
 
 Rule of this file: what a person gets to read is made here, and no secret's value comes into it: not what came from
 ``!secret`` or ``!env_var``, not a password or GUID written into the file itself, not an address that may hold one.
@@ -12,9 +12,9 @@ from typing import cast
 
 import voluptuous as vol
 
-from adapter.config_grammar import ADDRESS_KEYS, PATH_KEYS, SCHEMA, SECRET_KEYS, section_at
-from adapter.config_rules import ExpectedError, NoneOfError, NotTextError
-from adapter.yaml_nodes import Finding, KeyPath, Node, Place, describe, shown, suggest, type_name
+from adapter.config.grammar import ADDRESS_KEYS, PATH_KEYS, SCHEMA, SECRET_KEYS, section_at
+from adapter.config.nodes import Finding, KeyPath, Node, Place, describe, shown, suggest, type_name
+from adapter.config.rules import ExpectedError, NoneOfError, NotTextError
 
 
 def validate(root: Node) -> tuple[Mapping[str, object], list[Finding]]:

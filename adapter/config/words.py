@@ -1,6 +1,6 @@
 """The words of the configuration's grammar, for voluptuous and JSON Schema: text, numbers, addresses, topics, files.
 
-Above `config_rules`, whose `Rule` each of them is; below `config_schema`, which composes them.
+Above `rules`, whose `Rule` each of them is; below `schema`, which composes them.
 Rule of this file: names of files are absolute here already; nothing but files of certificates is opened.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from adapter.config_rules import ConflictError, ExpectedError, NotTextError, Rule
+from adapter.config.rules import ConflictError, ExpectedError, NotTextError, Rule
 
 MAX_URL = 500
 _PORTS = range(1, 65536)

@@ -17,7 +17,7 @@ from adapter.catalogue import ALREADY_SIGNED_IN, SUCCESS, AgentStateName, state_
 from adapter.config import AgentConfig, GatewayConfig
 from adapter.errors import RetcodeError
 from adapter.gateway import Line, Reply, is_guid, result_of
-from adapter.records import AgentRecord
+from adapter.store.records import AgentRecord
 
 _log = logging.getLogger(__name__)
 

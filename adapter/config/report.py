@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 
-from adapter.config import Config
+from adapter.config.settings import Config
 
 _LIVE = ("agents", "log", "path")
 """What a reload can change, and the file's own name."""

@@ -6,7 +6,7 @@ disk; an acknowledgment counts only for what was sent last, since values come ba
 
 from collections.abc import Iterable, Mapping
 
-from adapter.records import Slot
+from adapter.store.records import Slot
 
 
 class Newest:

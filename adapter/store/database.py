@@ -16,10 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from adapter import sql
 from adapter.errors import StorageError, StorageFullError
-from adapter.lock import Lock
-from adapter.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Removals
+from adapter.store import sql
+from adapter.store.lock import Lock
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Removals
 
 __all__ = ["Database", "Lock"]
 

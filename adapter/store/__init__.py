@@ -1,0 +1,9 @@
+"""The hinge of the program: what is stored, and how it waits for the broker.
+
+```
+outbox     the async face: commit on the left, the line and the newest values on the right
+writer     group commit on one thread        newest     the newest values on their way
+database   the SQLite file                   sql, lock  its statements, its lock
+records    what is stored, as values
+```
+"""
