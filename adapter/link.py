@@ -31,6 +31,9 @@ _REFUSED_AGAIN_S = 60.0
 _ALIVE_S = 150.0
 """How old the health of another instance may be for it to count as running: two reports may be missing."""
 _LOOK_S = 2.0
+"""How long to look for another instance, at most."""
+_QUIET_S = 0.5
+"""How long no answer takes to mean that there is none: MQTT has no other way to say so."""
 _OFFLINE_S = 1.0
 """How long the farewell may take."""
 
@@ -204,7 +207,7 @@ class Link:
         topics = {name: self._topics.bridge(name) for name in names}
         looker = f"{self._config.client_id}-start-{uuid.uuid4().hex[:8]}"
         try:
-            found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S)
+            found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S, quiet_s=_QUIET_S)
         except (BrokerAuthError, BrokerConnectionError):
             raise
         except BrokerError as error:

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from adapter import link
 from adapter.agent.presence import Timing
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, running, settings, wait_for, write
@@ -71,8 +73,11 @@ class Stage:
     @contextlib.asynccontextmanager
     async def running(self, *, timing: Timing | None = None, **sections: Any) -> AsyncIterator[Running]:  # noqa: ANN401 - as above
         """Run an adapter; what it published is checked against its contracts at the end."""
-        async with running(write(self.directory, self.values(**sections)), timing=timing) as adapter:
-            yield adapter
+        path = write(self.directory, self.values(**sections))
+        # Each start looks for another instance first; a broker on the loopback needs no half second to answer.
+        with mock.patch.object(link, "_QUIET_S", 0.1):
+            async with running(path, timing=timing) as adapter:
+                yield adapter
         assert valid(self.peer, self.prefix)
 
 

@@ -94,8 +94,12 @@ async def test_agents_are_signed_out_at_exit(tmp_path: Path, shared_broker: Brok
         assert stage.json("101/session")[-1]["phase"] == "signed_out"
 
 
-async def test_the_end_does_not_wait_for_a_broker_that_is_silent(tmp_path: Path) -> None:
-    """D7: flushed for up to 5 s; what is left stays stored and goes out after the next start, as replayed."""
+async def test_the_end_does_not_wait_for_a_broker_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: flushed for up to 5 s (here 1.5); what is left stays stored and goes out after the next start, replayed."""
+    assert application._FLUSH_S == 5
+    monkeypatch.setattr(application, "_FLUSH_S", 1.5)
     with mosquitto(tmp_path / "m") as broker:
         async with staged(tmp_path, broker) as stage:
             async with stage.running() as adapter:
@@ -106,15 +110,16 @@ async def test_the_end_does_not_wait_for_a_broker_that_is_silent(tmp_path: Path)
                 began = time.monotonic()
                 adapter.app.stop()
                 await asyncio.wait_for(adapter.task, 20)
-                assert 5 < time.monotonic() - began < 14
+                assert 1.5 < time.monotonic() - began < 9
                 broker.send(signal.SIGCONT)
             async with stage.running():
                 event = await stage.wait("101/event", seq=1, replayed=True)
             assert event["id"] == stage.json("101/events")[-1]["id"]
 
 
-async def test_a_stop_without_a_broker_ends(tmp_path: Path) -> None:
+async def test_a_stop_without_a_broker_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """D7: also where nobody answers at the broker's address: no connection attempt is waited for."""
+    monkeypatch.setattr(application, "_SETTLE_S", 1.0)
     with socket.create_server((HOST, 0)) as deaf:
         dead = Broker(
             name="mosquitto", command=[], ports={"mqtt": deaf.getsockname()[1]}, directory=tmp_path, data=tmp_path
@@ -129,7 +134,7 @@ async def test_a_stop_without_a_broker_ends(tmp_path: Path) -> None:
                 apps[0].stop()
                 began = time.monotonic()
                 await asyncio.wait_for(task, 20)
-                assert time.monotonic() - began < 7
+                assert time.monotonic() - began < 5
 
 
 async def test_an_abort_lets_the_will_out(tmp_path: Path, shared_broker: Broker) -> None:
@@ -144,7 +149,7 @@ async def test_an_abort_lets_the_will_out(tmp_path: Path, shared_broker: Broker)
 
 async def test_a_connection_made_during_the_stop_stays_offline(tmp_path: Path, broker: Broker) -> None:
     """D7: a broker that bounces while polls end must not hear `online` again, which nobody would take back."""
-    async with staged(tmp_path, broker, hold_s=4.0) as stage:
+    async with staged(tmp_path, broker, hold_s=3.0) as stage:
         async with stage.running() as adapter:
             await stage.polling("101")
             adapter.app.stop()

@@ -98,7 +98,8 @@ async def test_a_removed_agents_backlog_goes_out_before_it_is_cleared(tmp_path: 
         await adapter.app.reload()
         broker.start()
         await stage.peer.wait_subscribed()
-        await stage.peer.wait_for(lambda: stage.on("103/event") and stage.on("103/event")[-1].payload == b"")
+        await stage.wait("103/event", seq=3)
+        await stage.peer.wait_for(lambda: stage.on("103/event")[-1].payload == b"")
 
         assert [event["seq"] for event in stage.json("103/event")] == [1, 2, 3]
 
