@@ -19,3 +19,34 @@ async def test_event_goes_out(tmp_path: Path, simulator: Simulator, broker: Brok
         assert event["seq"] == 1
         assert state["eventId"] == event["id"]
         assert peer.payloads("agents/101/events") == peer.payloads("agents/101/event")
+
+
+async def test_call_data_before_the_first_poll(
+    tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer
+) -> None:
+    """Call data that comes before an agent's first request waits for that, also where nothing is stored yet (C2)."""
+    async with running(write(tmp_path, settings(simulator, broker))):
+        assert not simulator.polls("102"), "the second agent begins half a hold later"
+        await peer.publish("agents/102/calldata/set", b"early")
+        result = await wait_for(peer, "agents/102/calldata/result", lambda _: True)
+
+        assert result["status"] == "applied"
+        assert [value for _, value in simulator.calldata("102")] == ["early"]
+
+
+async def test_backlog_is_told_and_its_end(tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer) -> None:
+    """A new connection is told at once how much has waited for it, and that it is all out when it is."""
+    async with running(write(tmp_path, settings(simulator, broker))) as adapter:
+        await simulator.wait_for(lambda: simulator.polling("101"))
+        broker.stop()
+        for number in range(3):
+            simulator.emit_sample("101", "AgentState_SetNotReady_Success", {"reason": str(number)})
+        await simulator.wait_for(lambda: simulator.drained("101"))
+        broker.restart()
+        await peer.wait_for(lambda: len(peer.on("agents/101/events")) == 3)
+
+        await wait_for(peer, "agents/bridge/health", lambda health: health["outbox"]["depth"] >= 3)
+        await wait_for(
+            peer, "agents/bridge/health", lambda health: health["events"] == 3 and not health["outbox"]["depth"]
+        )
+        assert adapter.task.done() is False

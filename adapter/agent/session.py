@@ -42,6 +42,9 @@ class Session:
         self.guid = record.guid
         self.own = record.own
         self.stay_out = record.stay_out
+        if agent.guid is not None:
+            # At once, so that call data which comes before the first request finds a session to wait for.
+            self.adopt_configured()
 
     def into(self, record: AgentRecord) -> AgentRecord:
         """Give the agent's row with this session as it is now."""
