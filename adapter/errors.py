@@ -79,14 +79,12 @@ class GatewayProtocolError(GatewayError):
         reason: What is wrong with it.
         head: The first 4 KiB of the body.
         size_bytes: How much of the body was seen before reading stopped.
-        guid: The GUID that came with it in ``Set-GUID``, if any: also an unreadable answer renews it (P8).
     """
 
-    def __init__(self, reason: str, *, head: bytes, size_bytes: int, guid: str | None = None) -> None:
+    def __init__(self, reason: str, *, head: bytes, size_bytes: int) -> None:
         self.reason = reason
         self.head = head
         self.size_bytes = size_bytes
-        self.guid = guid
         super().__init__(f"unreadable answer: {reason} ({size_bytes} bytes)")
 
     def __repr__(self) -> str:

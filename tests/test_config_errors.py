@@ -35,7 +35,7 @@ SECTIONS = "instance, gateway, mqtt, agents, storage, commands, home_assistant, 
 NO_CREDENTIALS = "expected no user name or password in the address"
 APART = "expected a prefix that does not hold the topics of mqtt.topic_prefix"
 CLEAR = "expected https://, or allow_http: true beside it: passwords would cross the network in the clear"
-GUID = 'expected a GUID: visible ASCII characters, without "JSESSIONID="'
+GUID = 'expected a GUID: visible ASCII characters but ";", without "JSESSIONID="'
 WORK_NO = 'expected a work number: 1 to 64 of A-Z a-z 0-9 _ -, and not "bridge"'
 INTERVAL = "two numbers of seconds, the smaller first, within 0.2 to 0.5"
 ERROR_INTERVAL = "two numbers of seconds, the smaller first, more than 1 and less than 120"

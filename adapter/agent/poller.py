@@ -120,8 +120,8 @@ class Poller:
                 await self._signing.sign_out_at_exit()
             # A restart, or the next poller of a changed agent, knows nothing of our last request.
             await self._pace.leave()
-            await self._session.close()
         finally:
+            await self._session.close()
             await self.presence.close()
 
     async def _step(self) -> None:

@@ -106,7 +106,9 @@ _work_no = text(
 _word = text("one word: 1 to 64 of A-Z a-z 0-9 _ -", r"[A-Za-z0-9_-]{1,64}", named=True)
 # CR, LF and NUL end a header or a string of C.
 _password = text("1 to 1000 characters, no control characters", r"[^\x00-\x1f\x7f]{1,1000}")
-_guid = text('a GUID: visible ASCII characters, without "JSESSIONID="', r"(?!JSESSIONID=)[\x21-\x7e]{1,256}")
+_guid = text(
+    'a GUID: visible ASCII characters but ";", without "JSESSIONID="', r"(?!JSESSIONID=)[\x21-\x3a\x3c-\x7e]{1,1024}"
+)
 _mask_rule = Rule(
     f"the word {_MASK_ALL}, or a list of 1 to {MAX_MASKED} names of members",
     _mask,
