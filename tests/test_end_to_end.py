@@ -1,5 +1,7 @@
 """The main job: an event at the gateway is a message on the broker, and call data goes back."""
 
+import contextlib
+import resource
 from pathlib import Path
 
 from adapter.simulator import Simulator
@@ -50,3 +52,22 @@ async def test_backlog_is_told_and_its_end(tmp_path: Path, simulator: Simulator,
             peer, "agents/bridge/health", lambda health: health["events"] == 3 and not health["outbox"]["depth"]
         )
         assert adapter.task.done() is False
+
+
+async def test_1100_open_files(tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer) -> None:
+    """With 1,100 files open before it starts, the adapter finds a broker that was bounced, and publishes again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    path = write(tmp_path, settings(simulator, broker))
+    with contextlib.ExitStack() as files:
+        for _ in range(1_100):
+            files.enter_context(path.open())
+        async with running(path):
+            await simulator.wait_for(lambda: simulator.polling("101"))
+            broker.restart()
+            await peer.wait_subscribed()
+            simulator.emit_sample("101", "AgentState_SetRest_Success")
+            event = await wait_for(peer, "agents/101/event", lambda _: True)
+
+            assert event["eventType"] == "AgentState_SetRest_Success"
+            assert files.enter_context(path.open()).fileno() > 1_100
