@@ -8,6 +8,7 @@ a thread of its own, none of our code) that collects messages and publishes.
 import asyncio
 import contextlib
 import os
+import random
 import select
 import shutil
 import signal
@@ -33,15 +34,29 @@ from paho.mqtt.properties import Properties
 HOST = "127.0.0.1"
 START_TRIES = 5
 DEADLINE_S = 15.0
+_PORTS = range(10_000, 32_000)
+_WORKERS = 11
+_PORTS_EACH = len(_PORTS) // _WORKERS
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports that nobody listens on now; whoever uses them tries again if one was taken meanwhile."""
+    """Find ports that nobody listens on now; whoever uses them tries again if one was taken meanwhile.
+
+    They lie below the range that the system gives to outgoing connections, so that a broker which is away for a
+    while finds its port free again, and each of pytest-xdist's processes has a range of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = _PORTS[0] + worker % _WORKERS * _PORTS_EACH
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        for port in random.sample(range(first, first + _PORTS_EACH), _PORTS_EACH):
+            if len(found) == count:
+                break
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind((HOST, port))
+                found.append(port)
+        return found
 
 
 def answers(port: int) -> bool:

@@ -22,7 +22,6 @@ from adapter.mqtt import (
     Connection,
     Dialer,
     Message,
-    ProtocolName,
     ProtocolRefusedError,
     Received,
     read_retained,
@@ -224,15 +223,41 @@ async def test_nats_server_is_reached_by_falling_back_to_3_1_1(tmp_path: Path, s
         await peer.wait_for(lambda: len(peer.on("a/101/event")) == 2)
 
 
-@pytest.mark.parametrize(("scheme", "remembered"), [("mqtt", "3.1.1"), ("ws", "5")])
-async def test_a_hang_up_alone_does_not_unlearn_5(tmp_path: Path, scheme: str, remembered: ProtocolName) -> None:
-    """A broker that says no is believed; one that hangs up may just be stopping, so 5 is tried again next time."""
+async def test_a_broker_that_says_no_is_believed(tmp_path: Path) -> None:
+    """A broker that refuses 5 in so many words is met with 3.1.1 the next time."""
     with nats(tmp_path) as broker:
-        dialer = Dialer(config_of(broker, scheme), remembered="5")
+        dialer = Dialer(config_of(broker), remembered="5")
         async with dialer.connect(client_id="adapter-test", on_message=lambda _: None) as connection:
             assert connection.protocol == "3.1.1"
 
-        assert dialer.protocol == remembered
+        assert dialer.protocol == "3.1.1"
+
+
+async def test_a_hang_up_alone_does_not_unlearn_5(broker: Broker) -> None:
+    """A broker that hangs up may just be stopping: 3.1.1 is tried at once, and 5 again the next time."""
+    calls = 0
+
+    async def hang_up_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        with contextlib.suppress(ConnectionError):
+            if calls == 1:
+                await reader.read(1)
+            else:
+                there, back = await asyncio.open_connection(HOST, broker.ports["mqtt"])
+                back.write(await reader.read(4096))
+                writer.write(await there.read(4096))
+                await reader.read()
+                back.close()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up_once, HOST, 0) as server:
+        config = dataclasses.replace(config_of(broker), port=server.sockets[0].getsockname()[1])
+        dialer = Dialer(config, remembered="5")
+        async with dialer.connect(client_id="adapter-test", on_message=lambda _: None) as connection:
+            assert connection.protocol == "3.1.1"
+
+        assert dialer.protocol == "5"
 
 
 @pytest.mark.parametrize(("scheme", "said"), [("mqtt", True), ("ws", False)])

@@ -449,7 +449,8 @@ def test_a_broker_that_cannot_come_back_ends_it(nothing_left: Path, monkeypatch:
 
     async def stop_then_follow(*arguments: Any) -> None:  # noqa: ANN401 - as it is
         for child in psutil.Process().children():
-            child.terminate()
+            if child.name() == "nats-server":  # brokers of other tests are children of this process too
+                child.terminate()
         await follow(*arguments)
 
     monkeypatch.setattr(demo, "_follow", stop_then_follow)
