@@ -6,8 +6,8 @@ WHEEL_VENV := .venv-wheel
 INSTALLED := build/installed
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
-# Tests wait for real programs most of the time, so that six at once suit two cores.
-PYTEST_FLAGS ?= -n 6
+# Tests wait for real programs most of the time, so that four at once suit two cores.
+PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help

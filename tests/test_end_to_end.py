@@ -5,7 +5,7 @@ import resource
 from pathlib import Path
 
 from adapter.simulator import Simulator
-from tests.adapter_support import running, settings, wait_for, write
+from tests.adapter_support import decoded, running, settings, wait_for, write
 from tests.broker_support import Broker, Peer
 
 
@@ -64,10 +64,26 @@ async def test_1100_open_files(tmp_path: Path, simulator: Simulator, broker: Bro
             files.enter_context(path.open())
         async with running(path):
             await simulator.wait_for(lambda: simulator.polling("101"))
+            broker.stop()
+            while files.enter_context(path.open()).fileno() <= 1_100:  # what was lost left lower numbers free
+                pass
             broker.restart()
             await peer.wait_subscribed()
             simulator.emit_sample("101", "AgentState_SetRest_Success")
             event = await wait_for(peer, "agents/101/event", lambda _: True)
 
             assert event["eventType"] == "AgentState_SetRest_Success"
-            assert files.enter_context(path.open()).fileno() > 1_100
+
+
+async def test_retrying_keeps_its_beginning(tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer) -> None:
+    """While polls fail, each attempt is told, and `since` stays the moment at which they began to."""
+    values = settings(simulator, broker, gateway={"error_interval": [1.01, 1.1]})
+    async with running(write(tmp_path, values)):
+        await simulator.wait_for(lambda: simulator.polling("101"))
+        await simulator.go_away()
+        await wait_for(peer, "agents/101/session", lambda session: session.get("attempt") == 3)
+        await simulator.come_back()
+
+        retrying = [each for each in decoded(peer.on("agents/101/session")) if each["phase"] == "retrying"]
+        assert [each["attempt"] for each in retrying][:3] == [1, 2, 3]
+        assert len({each["since"] for each in retrying}) == 1

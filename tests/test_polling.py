@@ -177,7 +177,7 @@ async def test_p6_p7_p13_end_of_a_session(tmp_path: Path, shared_broker: Broker,
 
 async def test_p6_events_in_the_last_answer_are_kept(tmp_path: Path, shared_broker: Broker) -> None:
     """P6: an event that comes in the answer which ends the session is published, and the call data sent is answered."""
-    async with place(tmp_path, shared_broker) as here:
+    async with place(tmp_path, shared_broker, simulate={"hold_s": 2.5}) as here:
         body = {"retcode": "100-006", "message": "", "event": {"eventType": "AgentState_Work", "workNo": "101"}}
         await here.simulator.wait_for(lambda: here.simulator.polling("101"))
         here.simulator.script("101", faults.garbage(json.dumps(body).encode()) | faults.delay(0.5))

@@ -299,7 +299,7 @@ async def test_lost_answer_to_a_sign_in_is_waited_out(tmp_path: Path, shared_bro
     """A sign-in whose answer was lost may have succeeded: 100-002 is then tried again until the gateway forgets it."""
     async with place(
         tmp_path, shared_broker, ["101", "102"], entries=[credentials("101"), credentials("102")],
-        simulate=OUT | {"poll_max_time_s": 3.0}, timing=AGAIN,
+        simulate=OUT | {"poll_max_time_s": 6.0}, timing=AGAIN,
     ) as here:  # fmt: skip
         here.simulator.script("101", faults.drop(50), on="login")
         here.simulator.script("102", faults.hang(), faults.status(503), on="login")

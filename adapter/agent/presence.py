@@ -73,6 +73,7 @@ class Presence:
     def __init__(self, agent: AgentConfig, session: Session, record: AgentRecord, shared: Shared) -> None:
         self.agent = agent
         self.phase: SessionPhase | None = None
+        self._phase_since = datetime.now(UTC)
         self.state = decode(record.state) or AgentState(state="unknown", since=datetime.now(UTC))
         self._session = session
         self._record = record
@@ -161,12 +162,13 @@ class Presence:
         elif self._offline_timer is None:
             loop = asyncio.get_running_loop()
             self._offline_timer = loop.call_later(self._shared.timing.offline_after_s, self._go_offline)
-        self.phase = phase
+        if phase != self.phase:
+            self.phase, self._phase_since = phase, datetime.now(UTC)
         self._enter_again = partial(self.enter, phase, retcode=retcode, message=message, attempt=attempt)
         self._enter_after_stop = None
         change.slots[self._shared.topics.session(self.agent.work_no)] = SessionPayload(
             phase=phase,
-            since=timestamp(datetime.now(UTC)),
+            since=timestamp(self._phase_since),
             retcode=retcode,
             message=message,
             attempt=UNSET if attempt is None else attempt,
