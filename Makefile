@@ -29,11 +29,14 @@ check: $(VENV)/.development ## formatting, lint and types
 test-checkout: $(VENV)/.development programs ## the tests on this checkout, with coverage
 	$(BIN)/pytest $(PYTEST_FLAGS) --cov --cov-report=term $(ARGS)
 
-# The same tests on what a user installs: a directory without adapter/, so that only the wheel can be imported.
+# The same tests on what a user installs: in a copy of the tree, with the wheel ahead of it on the path.
 test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel
 	rm -rf $(INSTALLED) && mkdir -p $(INSTALLED)
-	for each in $$(git ls-files | cut -d/ -f1 | sort -u | grep -vx -e adapter -e .gitignore); do ln -s ../../$$each $(INSTALLED)/$$each; done
-	cd $(INSTALLED) && ../../$(WHEEL_VENV)/bin/python -m pytest $(PYTEST_FLAGS) $(ARGS)
+	git ls-files -z | xargs -0 cp --parents --target-directory=$(INSTALLED)
+	cd $(INSTALLED) && export PYTHONSAFEPATH=1 && \
+	  export PYTHONPATH="$$(../../$(WHEEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'):$$PWD" && \
+	  ../../$(WHEEL_VENV)/bin/python -c 'import adapter; assert "site-packages" in adapter.__file__, adapter.__file__' && \
+	  ../../$(WHEEL_VENV)/bin/pytest $(PYTEST_FLAGS) $(ARGS)
 
 wheel: dist/.built ## build the wheel into dist/
 
