@@ -113,16 +113,19 @@ class NatsServer:
         """
         if self.running:
             return
+        refusal: str | None = None
         try:
             async with asyncio.timeout(_READY_S):
-                while not await self._try_start():
+                while (refused := await self._try_start()) is not None:
+                    refusal = refused
                     await self.kill()
                     # A client's outgoing connection may sit on our port for a moment: such ports are
                     # ephemeral ones. Nothing else explains a taken port, so it is tried until the deadline.
                     await asyncio.sleep(_PORT_RETRY_S)
         except TimeoutError as err:
             await self.kill()
-            reason = f"{PROGRAM} did not start: {self._last_words()}"
+            # Whatever the try that was cut off has said, the one before it said why.
+            reason = f"{PROGRAM} did not start: {refusal or self._last_words()}"
             raise StartError(reason, 1) from err
         except StartError:
             await self.kill()
@@ -151,8 +154,8 @@ class NatsServer:
         await self.stop()
         await self.start()
 
-    async def _try_start(self) -> bool:
-        """Start the process and read its log until it is ready; False where a port of ours was taken."""
+    async def _try_start(self) -> str | None:
+        """Start the process and read its log until it is ready; give its words where a port of ours was taken."""
         config = self._directory / "nats-server.conf"
         await asyncio.to_thread(config.write_text, self._render_config(), encoding="utf-8")
         command = [str(find_program()), "-c", str(config)]
@@ -173,10 +176,10 @@ class NatsServer:
             elif line.endswith("Server is ready"):
                 self.mqtt_port, self.websocket_port = ports["MQTT"], ports["websocket"]
                 self._client_port = ports["client"]
-                return True
+                return None
         await self._process.wait()
         if "address already in use" in self._last_words():
-            return False
+            return self._last_words()
         reason = f"{PROGRAM} ended at its start: {self._last_words()}"
         raise StartError(reason, 1)
 

@@ -132,9 +132,9 @@ async def test_a_taken_port_is_waited_for() -> None:
 
 async def test_a_port_that_stays_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the port does not become free in time, the start fails with the server's own words."""
-    monkeypatch.setattr(nats, "_READY_S", 1.0)
     async with run_nats() as server:
         await server.stop()
+        monkeypatch.setattr(nats, "_READY_S", 4.0)
         other = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", server.mqtt_port)
         with pytest.raises(StartError, match=r"did not start: .*address already in use"):
             await server.start()
