@@ -275,3 +275,46 @@ def test_faults_add_up() -> None:
     assert both == Fault(headers=(("A", "1"), ("B", "2")), bytes_per_s=20, framing="chunked")
     assert not both.replaces
     assert (both | faults.hang()).replaces
+
+
+async def test_the_ledger_has_every_poll_once_it_has_ended() -> None:
+    """What was handed out whole, what was lost on the wire, and what the gateway took down with itself."""
+    async with Simulator(agents=["101"], hold_s=60) as simulator:
+        ledger: list[tuple[str, object]] = []
+        simulator.ledger = lambda record: ledger.append((record.outcome, record.event))
+        first = simulator.emit_sample("101", "AgentState_Ready")
+        await poll(simulator)
+        second = simulator.emit_sample("101", "AgentState_Busy")
+        simulator.script("101", faults.drop(40), faults.slow(20))
+        await poll(simulator)
+        third = simulator.emit_sample("101", "AgentState_Work")
+        async with raw_connection(simulator) as (reader, writer):
+            writer.write(raw_poll(simulator))
+            await reader.readexactly(10)
+            await simulator.go_away()
+
+        assert ledger == [("event", first), ("lost", second), ("lost", third)]
+        assert simulator.lost("101") == [second, third]
+
+
+async def test_a_connection_is_cut_also_between_two_polls() -> None:
+    """The idle connection of one agent ends, that of another stays."""
+    async with (
+        Simulator(agents=["101", "102"], hold_s=0.01) as simulator,
+        raw_connection(simulator) as (reader, writer),
+        raw_connection(simulator) as (other_reader, other_writer),
+    ):
+        writer.write(raw_poll(simulator))
+        await read_answer(reader)
+        other_writer.write(raw_poll(simulator, "102"))
+        await read_answer(other_reader)
+        simulator.cut("101")
+        await asyncio.sleep(0.25)
+        writer.write(raw_poll(simulator))
+        await read_answer(reader)
+        simulator.cut("101", idle=True)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await read_answer(reader)
+        other_writer.write(raw_poll(simulator, "102"))
+
+        assert await read_answer(other_reader) == EMPTY

@@ -28,6 +28,7 @@ class Gateway:
         requests: Every request about a session: the first `RECORD_LIMIT`, oldest first.
         all_pauses: The pauses of all agents after good answers.
         poll_count: How many polls came for all agents together.
+        ledger: Called with each poll once it has ended, whichever way; for who must know of every single one.
     """
 
     def __init__(self, settings: Settings, *, signed_in: bool, strict: bool, record: bool, lean: bool) -> None:
@@ -36,6 +37,7 @@ class Gateway:
         self.requests: list[Call] = []
         self.all_pauses = Pauses()
         self.poll_count = 0
+        self.ledger: Callable[[Poll], None] | None = None
         self._agents: dict[str, Agent] = {}
         self._signed_in = signed_in
         self._strict = strict
@@ -191,6 +193,12 @@ class Gateway:
         """Note a request that is not a poll."""
         if self._record and len(self.requests) < RECORD_LIMIT:
             self.requests.append(call)
+
+    def ended(self, poll: Poll) -> None:
+        """Note that a poll has ended."""
+        if self.ledger is not None:
+            self.ledger(poll)
+        self.changed()
 
     def changed(self) -> None:
         """Wake whoever waits for something to have happened."""

@@ -34,6 +34,10 @@ class Watcher(Protocol):
         """Note a violation."""
         ...
 
+    def ended(self, poll: Poll) -> None:
+        """Note that a poll has ended."""
+        ...
+
     def changed(self) -> None:
         """Say that something happened which somebody may wait for."""
         ...
@@ -83,8 +87,18 @@ class PollService:
         finally:
             self._connection.on_lost = None
             agent.last_seen = time.monotonic()
+            if self._record.outcome == "waiting":
+                self._break_down(agent.last_seen)
             if self._open:
                 agent.polling -= 1
+
+    def _break_down(self, at: float) -> None:
+        """Note that the gateway itself went away with this poll under way."""
+        self._record.event = self._event
+        outcome: Outcome = "cut" if self._event is None else "lost"
+        if self._event is not None:
+            self._agent.lost.append(self._event)
+        self._end(Sent(whole=False, written_at=at, reusable=False), outcome)
 
     def _left(self, at: float) -> None:
         """Note that the client left while its poll was under way; the servlet does not know yet."""
@@ -169,9 +183,11 @@ class PollService:
             code = self._take_calldata()
         if code is None:
             waiter = Waiter(asyncio.get_running_loop().create_future())
-            await agent.next_event(waiter)
+            try:
+                await agent.next_event(waiter)
+            finally:
+                self._event = waiter.event
             code = waiter.retcode
-            self._event = waiter.event
         record.retcode = code
         if code != "0":
             return refuse(code)
@@ -234,5 +250,5 @@ class PollService:
     def _end(self, sent: Sent, outcome: Outcome) -> Sent:
         self._record.ended_at = sent.written_at
         self._record.outcome = outcome
-        self._watcher.changed()
+        self._watcher.ended(self._record)
         return sent

@@ -151,10 +151,15 @@ class Simulator(Gateway):
         """Stop listening and cut every connection, as a machine does that goes down; sessions stay."""
         await self._listener.close()
 
-    def cut(self, work_no: str) -> None:
-        """Cut the connections over which polls of an agent are held."""
+    def cut(self, work_no: str, *, idle: bool = False) -> None:
+        """Cut the connections over which polls of an agent are held.
+
+        Args:
+            work_no: The agent.
+            idle: Cut also those which carried its last poll, and wait for the next.
+        """
         for connection in self._listener.connections():
-            if connection.serving == work_no:
+            if connection.serving == work_no or (idle and connection.served == work_no):
                 connection.cut()
 
     async def _answer(self, request: Request | str, connection: Connection) -> Sent:
@@ -164,7 +169,7 @@ class Simulator(Gateway):
         found = _POLL_PATH.fullmatch(request.path)
         if found is not None and found[1] in self._agents:
             self.poll_count += 1
-            connection.serving = found[1]
+            connection.serving = connection.served = found[1]
             try:
                 return await PollService(self, self._agents[found[1]], request, connection).run()
             finally:

@@ -31,6 +31,7 @@ class Connection(asyncio.StreamReaderProtocol):
         gone: Set once it has ended.
         on_lost: Called when it ends; whoever holds a request of it may set this.
         serving: Work number of the agent whose poll it carries at present.
+        served: Work number of the agent whose poll it carried last.
     """
 
     def __init__(self, number: int, connected: Callable[["Connection"], None]) -> None:
@@ -39,6 +40,7 @@ class Connection(asyncio.StreamReaderProtocol):
         self.gone = asyncio.Event()
         self.on_lost: Callable[[float], None] | None = None
         self.serving: str | None = None
+        self.served: str | None = None
         self.reader = asyncio.StreamReader(limit=LINE_LIMIT)
         self.writer: asyncio.StreamWriter
         self._notify = connected
