@@ -27,6 +27,7 @@ from adapter.fleet import Fleet
 from adapter.gateway import Gateway
 from adapter.link import Link, Subscription
 from adapter.logs import TopicHandler, set_up
+from adapter.mark import Mark
 from adapter.metrics import Counters
 from adapter.mqtt import ProtocolName, Received
 from adapter.outage import Outage
@@ -107,7 +108,7 @@ class App:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> asyncio.Task[None]:
         """Build the parts and start them, the link to the broker first; give its task."""
-        topics = self._shared.topics
+        topics, timing = self._shared.topics, self._shared.timing
         protocol = await self._outbox.recall("protocol")
         self._fleet = Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
         self._flood = Flood()
@@ -119,6 +120,7 @@ class App:
             outbox=self._outbox,
             topics=topics,
             counters=self._shared.counters,
+            mark=Mark(self._outbox, topics.bridge("mark"), every_s=timing.mark_s, wait_s=timing.no_mark_s),
             subscriptions=self._subscriptions(),
             receive=self._receive,
             connected=self._report_soon,

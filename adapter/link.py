@@ -15,6 +15,7 @@ import msgspec
 
 from adapter.config import Backoff, MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, StartError, StorageFullError
+from adapter.mark import Mark
 from adapter.metrics import Counters
 from adapter.mqtt import Connection, Dialer, Message, ProtocolName, Received, read_retained
 from adapter.outage import Outage
@@ -44,6 +45,7 @@ class Link:
     """Keeps one connection to the broker.
 
     Args:
+        mark: What keeps that broker's retained messages complete.
         subscriptions: Topic filters with their QoS.
         receive: Takes each message, and a function that acknowledges it.
         connected: Called at each connection, after `online`.
@@ -62,6 +64,7 @@ class Link:
         outbox: Outbox,
         topics: Topics,
         counters: Counters,
+        mark: Mark,
         subscriptions: list[Subscription],
         receive: Callable[[Received, Callable[[], None]], None],
         connected: Callable[[], None],
@@ -73,6 +76,7 @@ class Link:
         self._config = config
         self._outbox = outbox
         self._counters = counters
+        self._mark = mark
         self._subscriptions = subscriptions
         self._receive = receive
         self._connected = connected
@@ -170,6 +174,7 @@ class Link:
             self.settled.set()
             ways = [
                 asyncio.create_task(self._publisher.run(connection), name="publisher"),
+                asyncio.create_task(self._mark.run(connection), name="mark"),
                 asyncio.create_task(connection.lost(), name="broker.lost"),
                 asyncio.create_task(self._leaving.wait(), name="broker.leaving"),
             ]
@@ -183,6 +188,7 @@ class Link:
             errors = [error for way in done if (error := way.exception()) is not None]
             if errors:
                 raise errors[0]
+            await self._mark.leave_behind(connection)
 
     async def _subscribe(self, connection: Connection) -> None:
         """Subscribe to the commands; where the broker does not allow that, events go out all the same."""
@@ -196,6 +202,9 @@ class Link:
             _log.error("broker: %s; allow it there, or switch it off in commands", error)
 
     def _take(self, received: Received, connection: Connection) -> None:
+        if received.topic == self._mark.topic:
+            self._mark.take(received)
+            return
         self._receive(received, lambda: connection.ack(received))
 
     async def _refuse_company(self) -> None:

@@ -19,6 +19,7 @@ from adapter.metrics import Counters
 from adapter.mqtt import Connection, Message
 from adapter.store.outbox import Outbox
 from adapter.store.records import Entry, Slot
+from adapter.topics import is_event
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +67,10 @@ class Publisher:
                 await self._outbox.changed.wait()
 
     def _send_slot(self, connection: Connection, slot: Slot) -> None:
-        connection.publish(
-            Message(topic=slot.topic, payload=slot.payload, retain=True), partial(self._slot_taken, slot)
-        )
+        payload = slot.payload
+        if payload and is_event(slot.topic):
+            payload = mark_replayed(payload)
+        connection.publish(Message(topic=slot.topic, payload=payload, retain=True), partial(self._slot_taken, slot))
 
     def _slot_taken(self, slot: Slot, refusal: str | None) -> None:
         if refusal is None:

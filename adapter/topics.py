@@ -17,6 +17,11 @@ def is_work_no(text: str) -> bool:
     return WORK_NO.fullmatch(text) is not None and text != BRIDGE
 
 
+def is_event(topic: str) -> bool:
+    """Say whether a topic is one of `Topics.event`."""
+    return topic.endswith("/event")
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics below one prefix.

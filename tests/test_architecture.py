@@ -19,7 +19,7 @@ FLOORS = (
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
-    ("publisher", "link", "commands", "bridge", "fleet", "logs"),
+    ("publisher", "mark", "link", "commands", "bridge", "fleet", "logs"),
     # 6 the whole, and what stands beside it
     ("preparation", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),
@@ -30,7 +30,7 @@ FLOORS = (
 """From the bottom up: names below `adapter`. Within a floor a module may use those on its left, never the others.
 A package can be one entry (`config`), with an order of its own within, or several (`config.rules`)."""
 
-WAY = ("agent.poller", "publisher", "fleet", "link", "commands", "bridge", "logs")
+WAY = ("agent.poller", "publisher", "mark", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
 OPTIONAL = {"listener", "watch", "demo", "demo_lines", "wall", "nats", "send", "check", "simulator", "cli", "contracts"}
 

@@ -40,11 +40,15 @@ class Timing:
         offline_after_s: How long an agent's polls may fail before its availability says so.
         again: Pauses before a new sign-in by itself (P6).
         store_again_s: When storing is tried again while there is no room (D4).
+        mark_s: How long after what the broker took over the mark is published that says so (D4a).
+        no_mark_s: How long no mark takes to mean that the broker has none (D4a).
     """
 
     offline_after_s: float = 30.0
     again: Backoff = field(default_factory=lambda: Backoff(initial_s=5.0, maximum_s=300.0))
     store_again_s: float = 2.0
+    mark_s: float = 30.0
+    no_mark_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

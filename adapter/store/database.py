@@ -174,14 +174,29 @@ class Database:
             execute(sql.TRIM_UNREADABLE)
 
     def forget_acknowledged(self, removals: Removals) -> int:
-        """Remove entries, and note newest values, that the broker has; give how many entries were still there."""
-        count = self._connection.executemany(sql.REMOVE_ENTRY, [(row,) for row in removals.rows]).rowcount
-        for slot in removals.slots:
-            if slot.payload:
-                self._connection.execute(sql.SLOT_ACKED, (removals.mark, slot.topic, slot.payload))
-            else:
-                self._connection.execute(sql.DROP_CLEARED, (slot.topic,))
+        """Remove entries that the broker has, but keep what is retained; give how many entries were still there."""
+        execute, execute_many = self._connection.execute, self._connection.executemany
+        values = [value for row in removals.kept for value in execute(sql.ENTRY_VALUE, (row,))]
+        # First what makes room: in a full database nothing else would go through.
+        count = execute_many(sql.REMOVE_ENTRY, [(row,) for row in removals.rows]).rowcount
+        execute_many(sql.KEEP_RETAINED, [(*value, removals.mark) for value in values])
+        execute_many(sql.SLOT_ACKED, [(removals.mark, slot.topic, slot.payload) for slot in removals.slots])
         return count
+
+    def offer_again(self, marks: range, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """Have newest values wait again that were acknowledged at one of `marks`: the broker may have lost them (D4a).
+
+        Returns:
+            Up to `limit` of them with their topics, those that follow the topic `after`, in order.
+        """
+        found = self._connection.execute(sql.ACKED_BETWEEN, (marks.start, marks.stop - 1, after, limit)).fetchall()
+        self._connection.executemany(sql.SLOT_WAITS, [(topic,) for topic, _ in found])
+        return found
+
+    def set_mark(self, mark: int) -> None:
+        """Remember the counter, and forget what was cleared long before."""
+        self.set_meta("mark", str(mark).encode())
+        self._connection.execute(sql.DROP_CLEARED, (mark - sql.CLEARED_KEPT,))
 
     def set_aside(self, entry: Entry, reason: str, at: float) -> int:
         """Take an entry that the broker will never accept out of the line, and keep it for a person.
@@ -236,6 +251,10 @@ class Database:
         """Recall a value of the program as a whole."""
         row = self._connection.execute(sql.META, (key,)).fetchone()
         return None if row is None else row[0]
+
+    def mark(self) -> int:
+        """Recall the counter; 0 before the first."""
+        return int(self.meta("mark") or 0)
 
     def depth(self) -> tuple[int, float | None]:
         """Count the waiting entries; give the Unix time of the oldest."""

@@ -1,7 +1,8 @@
 """The newest values of retained topics on their way to the broker (slots): which wait, which are sent, which it has.
 
 Only the newest value of a topic is worth sending. Rules of this file: memory only, the outbox keeps the same on
-disk; an acknowledgment counts only for what was sent last, since values come back (`online`, `offline`, `online`).
+disk; an acknowledgment counts only for what was sent last, since values come back (`online`, `offline`, `online`);
+a value that is shown again never comes after a newer one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,12 +25,23 @@ class Newest:
         self._sent: dict[str, Slot] = {}
         self.acknowledged: dict[str, Slot] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting or self._sent)
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._sent)
 
     def show(self, values: Mapping[str, bytes]) -> None:
         """Have newer values sent."""
         self._waiting.update(values)
+
+    def show_again(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """Have values sent that the broker had once, unless a newer one is on its way."""
+        for topic, payload in values:
+            if topic not in self._sent:
+                self._waiting.setdefault(topic, payload)
+
+    def overtaken(self, topic: str) -> None:
+        """Note that a newer value of a topic goes out by the line: what is here must not follow it."""
+        self._waiting.pop(topic, None)
+        self._sent.pop(topic, None)
 
     def take(self) -> Slot | None:
         """Take one to send it; `None` where none waits."""

@@ -6,7 +6,8 @@ Rules of this file:
 1. Commit, then poll again: `commit` returns when the change is on disk (P12, D1).
 2. The line is the only memory of unsent messages. The newest part is kept in memory too, so that an event which is
    published at once is never read back; a backlog is on disk alone.
-3. Slots hold the newest value of a topic; they go ahead of the line.
+3. Slots hold the newest value of a topic; they go ahead of the line. An event that has left the line stays on disk as
+   the newest value of its topic, for a broker that loses it (D4a).
 4. A reader clears `changed` *before* it reads, so no wake-up is lost.
 5. Who waits for room decides for himself what that means; for changes that nobody keeps there is `insist`.
 """
@@ -42,7 +43,7 @@ class Outbox:
         agents: The agents as they were when the program started.
         pending: The commands without a result when the program started, oldest first.
         restarted_after: Entries up to this row are from before the start.
-        mark: The counter which says after which retained write the broker's memory was last seen (D4a).
+        unmarked: Set whenever the broker has taken something over since the last mark (D4a).
         at_risk: Events that are in memory alone, since they could not be stored (D4).
         depth: Entries that wait, those in flight included.
     """
@@ -57,13 +58,14 @@ class Outbox:
         self._fresh: deque[Entry] = deque()
         self._fresh_follows = database.last_row
         self._newest = Newest(database.waiting_slots())
-        self._in_hand: set[int] = set()
+        self._in_hand: dict[int, str | None] = {}
+        self._mark = database.mark()
         self._removed = asyncio.Event()
         self.changed = asyncio.Event()
+        self.unmarked = asyncio.Event()
         self.agents: dict[str, AgentRecord] = database.agents()
         self.pending: list[CommandRecord] = database.pending_commands()
         self.restarted_after = database.last_row
-        self.mark = 0
         self.at_risk = 0
         self.depth = database.depth()[0]
 
@@ -153,7 +155,7 @@ class Outbox:
         self._cursor = 0
         self._fresh.clear()
         self._fresh_follows = self._committed_row
-        self._in_hand = set(self._acknowledged)
+        self._in_hand = {row: self._in_hand.get(row) for row in self._acknowledged}
         self._newest.rewind()
         self.changed.set()
 
@@ -177,7 +179,11 @@ class Outbox:
             entries = [self._fresh.popleft() for _ in range(min(limit, len(self._fresh)))]
             if entries:
                 self._cursor = self._fresh_follows = entries[-1].row
-        self._in_hand.update(entry.row for entry in entries)
+        for entry in entries:
+            topic = entry.message.topic if entry.message.retain else None
+            self._in_hand[entry.row] = topic
+            if topic is not None:
+                self._newest.overtaken(topic)
         return entries
 
     def acknowledge(self, row: int) -> None:
@@ -201,11 +207,73 @@ class Outbox:
         async def work() -> None:
             removed = await self._writer.write(lambda database: database.set_aside(entry, reason, time.time()))
             self.depth -= removed
-            self._in_hand.discard(entry.row)
+            self._in_hand.pop(entry.row, None)
             self._removed.set()
             self.changed.set()
 
         self._keep_trying(work, delay_s=0.0)
+
+    # What the broker may have lost (D4a).
+
+    @property
+    def slots_waiting(self) -> int:
+        """How many newest values wait for the broker, or for its acknowledgment."""
+        return len(self._newest)
+
+    async def advance_mark(self, seen: int) -> int:
+        """Count the mark one on, beyond the one `seen` at the broker: it stands for all that is acknowledged by now.
+
+        Raises:
+            StorageFullError: It cannot be remembered.
+        """
+        self.unmarked.clear()
+        mark = max(self._mark, seen) + 1
+        await self._writer.write(partial(Database.set_mark, mark=mark))
+        self._mark = mark
+        return mark
+
+    def acknowledged_since(self, seen: int | None) -> range:
+        """List the marks at which values were acknowledged that a broker may lack.
+
+        Args:
+            seen: The mark that it has; `None` for none. One from our future is of another's history, and tells nothing.
+
+        Returns:
+            What `offer_again` takes. What is acknowledged from now on is not in it.
+        """
+        known = seen is not None and seen <= self._mark
+        marks = range(seen if known and seen is not None else 0, self._mark + 1)
+        if known:
+            self._mark += 1
+        return marks
+
+    async def offer_again(self, marks: range, after: str, limit: int) -> str | None:
+        """Have newest values sent again that were acknowledged at one of `marks`.
+
+        Args:
+            marks: What `acknowledged_since` gave.
+            after: The topic that this returned last; empty at first.
+            limit: How many at most.
+
+        Returns:
+            The last one's topic, or `None` where none is left.
+
+        Raises:
+            StorageFullError: The disk is full; they could not be noted as waiting.
+        """
+        found: list[tuple[str, bytes]] = []
+
+        def work(database: Database) -> None:
+            found[:] = database.offer_again(marks, after, limit)
+
+        def stored() -> None:
+            # What is in hand is newer than what the disk knows as acknowledged.
+            newer = set(self._in_hand.values())
+            self._newest.show_again((topic, payload) for topic, payload in found if topic not in newer)
+            self.changed.set()
+
+        await self._writer.write(work, stored)
+        return found[-1][0] if found else None
 
     async def flushed(self) -> None:
         """Wait until the line is empty and no newest value waits."""
@@ -236,15 +304,20 @@ class Outbox:
     # What the broker has acknowledged, for the writer.
 
     def _removals(self) -> Removals:
+        rows = tuple(sorted(self._acknowledged))
+        newest = {topic: row for row in rows if (topic := self._in_hand.get(row)) is not None}
         slots = tuple(self._newest.acknowledged.values())
-        return Removals(rows=tuple(self._acknowledged), slots=slots, mark=self.mark)
+        return Removals(rows=rows, kept=tuple(newest.values()), slots=slots, mark=self._mark)
 
     def _off_the_disk(self, removals: Removals, count: int) -> None:
         self.depth -= count
         self._acknowledged.difference_update(removals.rows)
-        self._in_hand.difference_update(removals.rows)
+        for row in removals.rows:
+            self._in_hand.pop(row, None)
         self._newest.remembered(removals.slots)
         self._removed.set()
+        if removals:
+            self.unmarked.set()
         if removals.rows:
             self.changed.set()
 

@@ -136,11 +136,13 @@ class Removals:
 
     Attributes:
         rows: Entries, by their places.
+        kept: Those of `rows` that are the newest on a retained topic: the broker may need them again (D4a).
         slots: Newest values as they were sent; the disk may hold a newer one by now.
-        mark: The counter of this moment (D4a).
+        mark: The counter of this moment: no mark beyond it has been sent yet (D4a).
     """
 
     rows: tuple[int, ...]
+    kept: tuple[int, ...]
     slots: tuple[Slot, ...]
     mark: int
 

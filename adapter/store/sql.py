@@ -3,6 +3,9 @@
 SCHEMA_VERSION = 1
 UNREADABLE_KEPT = 1000
 """How many unreadable answers are kept for a person; older ones go, so that a broken gateway cannot fill the disk."""
+CLEARED_KEPT = 20_160
+"""For how many marks it is remembered that a topic was cleared: a week of them at the least, so that a broker which
+comes back with what it knew days ago is told again."""
 ASIDE_KEPT = 10_000
 """How many messages that the broker refused are kept; older ones go, so that a missing ACL cannot fill the disk."""
 
@@ -36,7 +39,11 @@ ENTRIES_BETWEEN = "SELECT * FROM entry WHERE row > ? AND row <= ? ORDER BY row L
 REMOVE_ENTRY = "DELETE FROM entry WHERE row = ?"
 SET_SLOT = "INSERT OR REPLACE INTO slot VALUES (?, ?, NULL)"
 SLOT_ACKED = "UPDATE slot SET acked = ? WHERE topic = ? AND payload = ?"
-DROP_CLEARED = "DELETE FROM slot WHERE topic = ? AND payload = x''"
+SLOT_WAITS = "UPDATE slot SET acked = NULL WHERE topic = ?"
+ENTRY_VALUE = "SELECT topic, payload FROM entry WHERE row = ?"
+KEEP_RETAINED = "INSERT OR REPLACE INTO slot VALUES (?, ?, ?)"
+ACKED_BETWEEN = "SELECT topic, payload FROM slot WHERE acked BETWEEN ? AND ? AND topic > ? ORDER BY topic LIMIT ?"
+DROP_CLEARED = "DELETE FROM slot WHERE payload = x'' AND acked < ?"
 WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
 ADMIT_COMMAND = "INSERT OR IGNORE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SAVE_COMMAND = "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -51,6 +58,6 @@ DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
 SAVE_AGENT = "INSERT OR REPLACE INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
 AGENTS = "SELECT * FROM agent"
-SLOT_TOPICS = "SELECT topic FROM slot"
+SLOT_TOPICS = "SELECT topic FROM slot WHERE payload != x''"
 SET_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 META = "SELECT value FROM meta WHERE key = ?"
