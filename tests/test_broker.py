@@ -560,13 +560,14 @@ async def test_a_killed_broker_is_noticed(broker: Broker) -> None:
 async def test_the_broker_may_say_why_it_ends() -> None:
     """An MQTT 5 broker's reason for its DISCONNECT is told."""
 
-    async def taken_over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def too_fast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_packet(reader)
-        writer.write(CONNACK + b"\xe0\x02\x8e\x00")
+        writer.write(CONNACK + b"\xe0\x02\x96\x00")
         await reader.read()
 
-    async with playing(taken_over) as port, dial(config_to(port)) as connection:
-        assert await lost(connection) == f"{HOST}:{port}: the broker ended the connection: Session taken over"
+    async with playing(too_fast) as port, dial(config_to(port)) as connection:
+        assert await lost(connection) == f"{HOST}:{port}: the broker ended the connection: Message rate too high"
+        assert connection.hung_up
 
 
 async def test_a_second_client_of_the_same_id_throws_the_first_off(broker: Broker) -> None:
@@ -583,14 +584,16 @@ async def test_a_silent_broker_is_noticed_by_the_keepalive(broker: Broker) -> No
         assert "silent" in await lost(connection)
 
 
-async def test_a_broker_that_acknowledges_nothing_is_left(broker: Broker) -> None:
+async def test_a_broker_that_acknowledges_nothing_is_left(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """No PUBACK for too long counts as a lost connection, so that the outbox sends it again over a new one."""
-    async with dial_once(config_of(broker), ack_timeout_s=0.4) as connection:
+    monkeypatch.setattr(mqtt_connection, "ACK_TIMEOUT_S", 0.4)
+    async with dial(config_of(broker)) as connection:
         assert await published(connection, "a/1", b"{}") is None
         broker.send(signal.SIGSTOP)
         connection.publish(Message(topic="a/2", payload=b"{}"))
 
         assert "no acknowledgment (PUBACK) within 0.4 s" in await lost(connection)
+        assert (connection.acknowledged, connection.hung_up) == (1, False)
 
 
 async def test_nothing_is_sent_again_by_itself(broker: Broker) -> None:

@@ -77,6 +77,8 @@ class Connection:
         receive_maximum: How many QoS 1 messages may be in flight: the broker's Receive Maximum
             [MQTT-3.3.4-9]; 65,535, which is all packet identifiers, where it names none.
         maximum_packet_size: Bytes of the largest packet that the broker takes; `None` where it names none.
+        acknowledged: How many messages the broker has answered with PUBACK.
+        hung_up: Whether the other side ended the connection, perhaps over what it was sent.
     """
 
     def __init__(  # noqa: PLR0913 - what a connection is made of
@@ -89,20 +91,20 @@ class Connection:
         on_message: Callable[[Received], None],
         tls: ssl.SSLContext | None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        ack_timeout_s: float = ACK_TIMEOUT_S,
     ) -> None:
         self.protocol = protocol
         self.receive_maximum = 65_535
         self.maximum_packet_size: int | None = None
+        self.acknowledged = 0
+        self.hung_up = False
         self._config = config
         self._five = protocol == "5"
         self._place = f"{config.host}:{config.port}"
         self._on_message = on_message
         self._connect_timeout_s = connect_timeout_s
-        self._ack_timeout_s = ack_timeout_s
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
-        self._reason = ""
+        self._loss = BrokerConnectionError("")
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._subacks: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._acks: dict[int, OnAck] = {}
@@ -153,8 +155,7 @@ class Connection:
         Raises:
             BrokerConnectionError: The connection is lost; nothing was sent.
         """
-        if self._gone.is_set():
-            raise BrokerConnectionError(self._reason)
+        self._check()
         if message.qos == 0:
             self._send(message, on_ack or _nobody_asks)
         elif self._held or len(self._acks) >= self.receive_maximum:
@@ -169,8 +170,7 @@ class Connection:
             BrokerError: It refused one of them.
             BrokerConnectionError: The connection was lost, or there was no answer.
         """
-        if self._gone.is_set():
-            raise BrokerConnectionError(self._reason)
+        self._check()
         _, mid = self._client.subscribe(list(filters))
         assert mid is not None, "paho has a socket while the connection is not gone"  # noqa: S101 - for mypy
         suback = self._subacks[mid] = self._loop.create_future()
@@ -204,7 +204,7 @@ class Connection:
             BrokerConnectionError: It is, and why.
         """
         await self._gone.wait()
-        raise BrokerConnectionError(self._reason)
+        raise self._loss
 
     def _new_client(self, client_id: str, will: Message | None, tls: ssl.SSLContext | None) -> Client:
         config = self._config
@@ -261,24 +261,28 @@ class Connection:
         elif message.qos:
             self._acks[info.mid] = on_ack
 
+    def _check(self) -> None:
+        if self._gone.is_set():
+            raise self._loss
+
     def _end(self, reason: str) -> None:
         if self._gone.is_set():
             return
-        self._reason = f"{self._place}: {reason}"
+        self._loss = BrokerConnectionError(f"{self._place}: {reason}")
         self._gone.set()
         if not self._connack.done():
-            self._connack.set_exception(ProtocolRefusedError(f"{self._reason}, before CONNACK", said=False))
+            self._connack.set_exception(ProtocolRefusedError(f"{self._loss}, before CONNACK", said=False))
         for suback in self._subacks.values():
             if not suback.done():
-                suback.set_exception(BrokerConnectionError(self._reason))
+                suback.set_exception(self._loss)
 
     def _look_for_silence(self) -> None:
         oldest, now = next(iter(self._acks), 0), self._loop.time()
         if oldest != self._oldest[0]:
             self._oldest = (oldest, now)
-        elif oldest and now - self._oldest[1] > self._ack_timeout_s:
+        elif oldest and now - self._oldest[1] > ACK_TIMEOUT_S:
             self._line.close()
-            self._end(f"no acknowledgment (PUBACK) within {self._ack_timeout_s:g} s")
+            self._end(f"no acknowledgment (PUBACK) within {ACK_TIMEOUT_S:g} s")
 
     def _on_connect(self, _client: Client, _userdata: object, _flags: object, reason: ReasonCode, granted: Any) -> None:  # noqa: ANN401 - paho's Properties have dynamic members
         if self._connack.done():  # the deadline has just passed
@@ -296,17 +300,21 @@ class Connection:
             self._connack.set_exception(BrokerConnectionError(text))
 
     def _on_disconnect(self, _client: Client, _userdata: object, flags: Any, reason: ReasonCode, _: object) -> None:  # noqa: ANN401 - paho's DisconnectFlags
-        if flags.is_disconnect_packet_from_server:
-            self._end(f"the broker ended the connection: {reason}")
-        elif reason == "Keep alive timeout":
-            self._end(f"the broker is silent for {self._config.keepalive_s} s")
-        else:
+        if not flags.is_disconnect_packet_from_server:
+            if reason == "Keep alive timeout":
+                self._end(f"the broker is silent for {self._config.keepalive_s} s")
+                return
+            self.hung_up = reason.is_failure and not self._gone.is_set()
             self._end("connection closed" if reason.is_failure else "disconnected")
+        else:
+            self.hung_up = not self._gone.is_set()
+            self._end(f"the broker ended the connection: {reason}")
 
     def _on_publish(self, _client: Client, _userdata: object, mid: int, reason: ReasonCode, _: object) -> None:
         on_ack = self._acks.pop(mid, None)
         if on_ack is None:  # paho tells of QoS 0 here too, when it is written
             return
+        self.acknowledged += 1
         self._loop.call_soon(on_ack, str(reason) if reason.is_failure else None)
         while self._held and len(self._acks) < self.receive_maximum:
             self._send(*self._held.popleft())
