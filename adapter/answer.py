@@ -4,13 +4,14 @@ All that is known of its wire quirks is here (P11): content types that lie, char
 of emojis, an `event` in six shapes. What is left after that and cannot be read may have held an event; the error
 keeps its head for a person to look at (P14).
 
-Rules of this file: `parse_answer` takes any bytes and raises nothing but `GatewayProtocolError`; what it lets through
+Rules of this file: the functions take any bytes and raise nothing but `GatewayProtocolError`; what it lets through
 is valid JSON in valid UTF-8, at most `MAX_DEPTH` levels deep, and otherwise as the gateway sent it, to the digit.
 """
 
 import codecs
 import re
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
@@ -27,6 +28,12 @@ HEAD_BYTES: Final = 4096
 
 MAX_DEPTH: Final = 64
 """A deeper nested answer is unreadable (P14); the outermost object is level 1."""
+
+_MAX_MESSAGE: Final = 500
+"""Characters of the gateway's own words that are kept: they are logged and published."""
+
+_RETCODE: Final = re.compile(r"[0-9A-Za-z._-]{1,16}")
+"""What a retcode looks like: it is logged and published too, and must not be a GUID. All that is known are shorter."""
 
 _TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 _NO_RETCODE: Final = "no retcode"
@@ -52,9 +59,9 @@ class Answer:
     """
 
     retcode: str
-    message: str
+    message: str = field(repr=False)
     events: tuple[Event, ...]
-    result: msgspec.Raw | None
+    result: msgspec.Raw | None = field(repr=False)
 
 
 class _Wire(msgspec.Struct):
@@ -67,6 +74,26 @@ class _Wire(msgspec.Struct):
 _WIRE: Final = msgspec.json.Decoder(_Wire)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def unpack(body: bytes, coding: str) -> bytes:
+    """Unpack a body that came packed although that was not asked for, up to a little over `MAX_ANSWER_BYTES`.
+
+    Args:
+        body: As it came.
+        coding: The header Content-Encoding; the body stays as it is under any but gzip and deflate, one of them.
+
+    Raises:
+        GatewayProtocolError: It is damaged.
+    """
+    if coding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    try:
+        # 32 more than the window's bits: the header tells gzip from zlib.
+        return zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body, MAX_ANSWER_BYTES + 1)
+    except zlib.error as err:
+        reason = f"packed as {coding}, and damaged"
+        raise GatewayProtocolError(reason, head=body[:HEAD_BYTES], size_bytes=len(body)) from err
 
 
 def parse_answer(body: bytes, charset: str | None = None) -> Answer:
@@ -90,12 +117,12 @@ def _parse(text: bytes) -> Answer:
     _check_depth(text)
     wire = _WIRE.decode(text)
     retcode = text_of(read_json(wire.retcode))
-    if retcode is None:
+    if retcode is None or not _RETCODE.fullmatch(retcode):
         raise ValueError(_NO_RETCODE)
     message = read_json(wire.message)
     return Answer(
         retcode=retcode,
-        message=message if isinstance(message, str) else "",
+        message=message[:_MAX_MESSAGE] if isinstance(message, str) else "",
         events=() if wire.event == NULL else _parse_events(wire.event),
         result=None if wire.result == NULL else wire.result,
     )

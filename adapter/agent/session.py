@@ -1,7 +1,8 @@
 """One agent's session at the gateway: the newest GUID, where it came from, and the requests that it goes with.
 
 Rules of this file: the GUID lives here and nowhere else in memory; any answer may renew it (P8). An ended
-session is not a failure to retry: what follows it is the poller's decision.
+session is not a failure to retry: what follows it is the poller's decision. What a request told the gateway does not
+come back in the gateway's words: these are logged and published (C6).
 
 Source:
     CEC API Reference, "Agent Sign-In", "Forcible Sign-In", "Agent Sign-Out", "Querying the Agent Status".
@@ -9,13 +10,15 @@ Source:
 
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable
 from dataclasses import replace
+from urllib.parse import quote
 
 from adapter.answer import Answer
 from adapter.catalogue import ALREADY_SIGNED_IN, SUCCESS, AgentStateName, state_of_status
 from adapter.config import AgentConfig, GatewayConfig
-from adapter.errors import RetcodeError
+from adapter.errors import GatewayProtocolError, RetcodeError
 from adapter.gateway import Line, Reply, is_guid, result_of
 from adapter.store.records import AgentRecord
 
@@ -108,13 +111,14 @@ class Session:
         """Wait for the next event; keep a new GUID. Raises as `Line.poll`."""
         if self.guid is None:
             raise AssertionError("a poll without a session")
-        return await self._ask(self._line.poll(self.guid, call_data))
+        told = () if call_data is None else (call_data, quote(call_data, safe=""))
+        return await self._ask(self._line.poll(self.guid, call_data), self.guid, *told)
 
     async def state(self) -> AgentStateName | None:
         """Ask the gateway for the agent's state; `None` where it does not say. Raises as `Line.poll`."""
         if self.guid is None:
             return None
-        reply = await self._ask(self._line.agent_status(self.guid))
+        reply = await self._ask(self._line.agent_status(self.guid), self.guid)
         return _state(reply.answer)
 
     async def sign_in(self, *, force: bool) -> None:
@@ -132,7 +136,7 @@ class Session:
             raise AssertionError("a sign-in without credentials")
         # Without callBackUri and serviceToken, which would switch the gateway from polling to pushing (P10).
         body = {"password": sign_in.password, "phonenum": sign_in.phone, "status": _STATUS[sign_in.status]}
-        reply = await self._line.sign_in(body, force=force)
+        reply = await self._ask(self._line.sign_in(body, force=force), sign_in.password)
         if reply.answer.retcode != SUCCESS:
             raise RetcodeError(reply.answer.retcode, reply.answer.message)
         if self._line.new_guid is None:
@@ -151,7 +155,7 @@ class Session:
             RetcodeError: The gateway refused, for example during a call.
             GatewayError: As `Line.poll`.
         """
-        reply = await self._ask(self._line.sign_out(guid))
+        reply = await self._ask(self._line.sign_out(guid), guid)
         if reply.answer.retcode != SUCCESS:
             raise RetcodeError(reply.answer.retcode, reply.answer.message)
 
@@ -159,15 +163,30 @@ class Session:
         """Close the connection to the gateway."""
         await self._line.close()
 
-    async def _ask(self, request: Awaitable[Reply]) -> Reply:
-        """Wait for an answer; keep the new GUID that it brings, also where its body cannot be read (P8)."""
+    async def _ask(self, request: Awaitable[Reply], *told: str) -> Reply:
+        """Wait for an answer; keep the new GUID that it brings, also where its body cannot be read (P8).
+
+        Args:
+            request: The request.
+            told: The secrets in it, besides cookies.
+        """
         try:
-            return await request
+            reply = await request
+        except GatewayProtocolError as error:
+            head = self._hidden(error.head.decode(errors="surrogateescape"), told).encode(errors="surrogateescape")
+            raise GatewayProtocolError(error.reason, head=head, size_bytes=error.size_bytes) from None
         finally:
             # With static authentication the sign-in's GUID serves for the whole session, whatever comes later; and
             # an answer to the sign-out of a session that has ended begins no new one.
             if self._dynamic and self.guid is not None and self._line.new_guid is not None:
                 self.guid = self._line.new_guid
+        return replace(reply, answer=replace(reply.answer, message=self._hidden(reply.answer.message, told)))
+
+    def _hidden(self, text: str, told: tuple[str, ...]) -> str:
+        """Put stars for secrets which the gateway repeats in its own words; events pass unchanged (P11)."""
+        secrets = {*told, *self._line.cookies.values(), self._line.new_guid}
+        known = "|".join(re.escape(secret) for secret in sorted(filter(None, secrets), key=len, reverse=True))
+        return re.sub(f"(?<![A-Za-z0-9])(?:{known})(?![A-Za-z0-9])", "***", text) if text and known else text
 
 
 def needs_force(error: RetcodeError) -> bool:

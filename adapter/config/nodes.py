@@ -5,7 +5,7 @@ Below the configuration. Rule of this file: values alone, no files and no parser
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -62,8 +62,8 @@ class Node:
     """
 
     place: Place
-    value: "str | int | float | bool | Odd | dict[str, Member] | list[Node] | None"
-    text: str = ""
+    value: "str | int | float | bool | Odd | dict[str, Member] | list[Node] | None" = field(repr=False)
+    text: str = field(default="", repr=False)
     hidden: bool = False
     broken: bool = False
     size: int = 1

@@ -7,6 +7,7 @@ Rule of this file: names of files are absolute here already; nothing but files o
 import ipaddress
 import re
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -144,17 +145,18 @@ def topic(longest: int) -> Rule:
     return Rule(expected, parse, {"type": "string", "pattern": "^[^+#$/][^+#]*$"})
 
 
-class Url(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Url:
     """An address, taken apart.
 
     Attributes:
-        url: As it was written, without a slash at its end.
+        url: As it was written, without a slash at its end; a proxy's may hold its password.
         host: Without the brackets of IPv6.
         port: `None` where none is written.
         path: ``""`` where none is written.
     """
 
-    url: str
+    url: str = field(repr=False)
     scheme: str
     host: str
     port: int | None

@@ -1,11 +1,12 @@
 """What goes over a connection to the broker: messages, and the form that MQTT gives them.
 
-Rules of this file: values and their rendering alone; nothing is sent or received here.
+Rules of this file: values and their rendering alone; nothing is sent or received here. A payload is in no `repr`:
+asyncio logs the arguments of a callback that fails, and a command may hold a GUID.
 
 Source: MQTT Version 5.0, OASIS Standard; the clauses are cited where they apply.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
@@ -26,10 +27,10 @@ class Message:
     """
 
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     retain: bool = False
     qos: int = 1
-    correlation: bytes | None = None
+    correlation: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +44,11 @@ class Received:
     """
 
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     retain: bool
     qos: int
     mid: int
-    correlation: bytes | None
+    correlation: bytes | None = field(repr=False)
     response_topic: str | None
 
 

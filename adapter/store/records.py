@@ -55,7 +55,7 @@ class CommandRecord:
     body: bytes = field(repr=False)
     received_at: float
     expires_at: float | None = None
-    correlation: bytes | None = None
+    correlation: bytes | None = field(default=None, repr=False)
     response_topic: str | None = None
     result: bytes | None = None
     finished_at: float | None = None
@@ -91,10 +91,10 @@ class Outgoing:
     """
 
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     retain: bool = False
     stream_topic: str | None = None
-    correlation: bytes | None = None
+    correlation: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Slot:
     """
 
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class Change:
 
     agent: AgentRecord | None = None
     outgoing: list[Outgoing] = field(default_factory=list)
-    slots: dict[str, bytes] = field(default_factory=dict)
+    slots: dict[str, bytes] = field(default_factory=dict, repr=False)
     commands: list[CommandRecord] = field(default_factory=list)
     unreadable: Unreadable | None = None
     forgotten: tuple[str, ...] = ()
