@@ -56,8 +56,9 @@ class Mark:
         Raises:
             BrokerConnectionError: The connection is lost.
         """
+        last = self._outbox.draw_line()
         seen = await self._read_back(connection)
-        await self._recall(seen)
+        await self._recall(seen, last)
         self._seen = seen or 0
         while True:
             await self._outbox.unmarked.wait()
@@ -102,14 +103,19 @@ class Mark:
         finally:
             self._found = None
 
-    async def _recall(self, seen: int | None) -> None:
-        """Have everything sent again that was acknowledged after a mark."""
-        marks = self._outbox.acknowledged_since(seen)
+    async def _recall(self, seen: int | None, last: int) -> None:
+        """Have everything sent again that was acknowledged after one mark and up to another."""
+        marks = self._outbox.marks_since(seen, last)
         topic: str | None = ""
+        told = False
         while topic is not None:
             if self._outbox.slots_waiting < _SLICE:  # a slow broker sets the pace
                 try:
                     topic = await self._outbox.offer_again(marks, topic, _SLICE)
+                    if topic is not None and not told:
+                        told = True
+                        known = "no mark" if seen is None else f"mark {seen}"
+                        _log.info("broker: has %s: what it may lack goes out again", known)
                 except StorageFullError as error:
                     _log.debug("mark: %s", error)
                     await asyncio.sleep(_FULL_S)

@@ -253,8 +253,12 @@ class Database:
         return None if row is None else row[0]
 
     def mark(self) -> int:
-        """Recall the counter; 0 before the first."""
+        """Recall the counter of the last mark that may be at a broker; 0 before the first."""
         return int(self.meta("mark") or 0)
+
+    def newest_mark(self) -> int:
+        """Find the highest counter that stands beside a value."""
+        return self._connection.execute(sql.NEWEST_MARK).fetchone()[0] or 0
 
     def depth(self) -> tuple[int, float | None]:
         """Count the waiting entries; give the Unix time of the oldest."""

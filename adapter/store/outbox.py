@@ -59,7 +59,8 @@ class Outbox:
         self._fresh_follows = database.last_row
         self._newest = Newest(database.waiting_slots())
         self._in_hand: dict[int, str | None] = {}
-        self._mark = database.mark()
+        self._published_mark = database.mark()
+        self._mark = max(self._published_mark, database.newest_mark())
         self._removed = asyncio.Event()
         self.changed = asyncio.Event()
         self.unmarked = asyncio.Event()
@@ -229,29 +230,33 @@ class Outbox:
         self.unmarked.clear()
         mark = max(self._mark, seen) + 1
         await self._writer.write(partial(Database.set_mark, mark=mark))
-        self._mark = mark
+        self._mark = self._published_mark = mark
         return mark
 
-    def acknowledged_since(self, seen: int | None) -> range:
+    def draw_line(self) -> int:
+        """Tell what is acknowledged from now on from what was before; give the last mark before."""
+        self._mark += 1
+        return self._mark - 1
+
+    def marks_since(self, seen: int | None, last: int) -> range:
         """List the marks at which values were acknowledged that a broker may lack.
 
         Args:
-            seen: The mark that it has; `None` for none. One from our future is of another's history, and tells nothing.
+            seen: The mark that it has; `None` for none. One that we never published is of another's history, and
+                tells nothing.
+            last: What `draw_line` gave.
 
         Returns:
-            What `offer_again` takes. What is acknowledged from now on is not in it.
+            What `offer_again` takes.
         """
-        known = seen is not None and seen <= self._mark
-        marks = range(seen if known and seen is not None else 0, self._mark + 1)
-        if known:
-            self._mark += 1
-        return marks
+        known = seen is not None and seen <= self._published_mark
+        return range(seen if seen is not None and known else 0, last + 1)
 
     async def offer_again(self, marks: range, after: str, limit: int) -> str | None:
         """Have newest values sent again that were acknowledged at one of `marks`.
 
         Args:
-            marks: What `acknowledged_since` gave.
+            marks: What `marks_since` gave.
             after: The topic that this returned last; empty at first.
             limit: How many at most.
 
