@@ -1,8 +1,12 @@
 """The port to the CC-Gateway: HTTPS requests of one agent, and their answers as values.
 
-Rules of this file: no session state beyond a connection and its cookies; ports only raise, they never retry or
-log. Each agent has a connection of its own: httpx's shared pool looks at all connections for every request, which
-grows with the square of the agents (encode/httpcore issue 1035).
+Rules of this file:
+1. No session state beyond a connection and its cookies; ports only raise, they never retry or log.
+2. Each agent has a connection of its own: httpx's shared pool looks at all connections for every request, which
+   grows with the square of the agents (encode/httpcore issue 1035).
+3. A connection is used again only where an answer was read to its end and nothing came after it: else what comes late
+   would be taken for the answer to the next request.
+4. No error quotes what the gateway or a proxy sent: a GUID may be in it.
 
 Source:
     CEC API Reference, "Obtaining Events of One Agent in Polling Mode", and the sign-in pages beside it.
@@ -13,16 +17,15 @@ import json
 import re
 import ssl
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
 
-from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer
+from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer, unpack
 from adapter.config import GatewayConfig
 from adapter.errors import GatewayConnectionError, GatewayProtocolError
 
@@ -36,6 +39,9 @@ that a gateway which is not there is told apart from one whose answer was lost."
 _KEEP_ALIVE_S = 120.0
 """How long an idle connection is kept: longer than the longest pause between two polls of an agent (P5)."""
 
+
+_QUOTED = re.compile(r"""[ :]*\b(?:bytearray\(|b['"]).*""", re.DOTALL)
+"""Where h11's errors quote the bytes that they are about: ``illegal header line: bytearray(b'Set-GUID: ...')``."""
 
 _COOKIES = 16
 """How many cookies of one agent are kept, the newest: one that makes up names must not fill each request's head."""
@@ -77,10 +83,22 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         self._tls = tls_context(config)
+        self._proxy = None
+        if config.proxy is not None:
+            # The way to a proxy is its own, and so is its trust: the system's.
+            encrypted = config.proxy.startswith("https:")
+            self._proxy = httpx.Proxy(config.proxy, ssl_context=ssl.create_default_context() if encrypted else None)
 
     def line(self, work_no: str, cookies: Mapping[str, str]) -> "Line":
         """Make an agent's line; it connects with its first request."""
-        return Line(self._config, self._tls, work_no, cookies)
+        # The transport alone: httpx's client above it would add a cookie jar, redirects, the environment's proxies
+        # and headers of its own. It makes no request twice: `retries`, 0 by default, are of connecting only.
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._tls,
+            proxy=self._proxy,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
+        )
+        return Line(self._config, transport, work_no, cookies)
 
 
 class Line:
@@ -92,18 +110,21 @@ class Line:
             it brought none that could be sent back.
     """
 
-    def __init__(self, config: GatewayConfig, tls: ssl.SSLContext, work_no: str, cookies: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: GatewayConfig, transport: httpx.AsyncHTTPTransport, work_no: str, cookies: Mapping[str, str]
+    ) -> None:
         self._timeout_s = config.timeout_s
         self._poll_url = f"{config.url}/resource/agentevent/{work_no}"
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
-        # The transport alone: httpx's client above it would add a cookie jar, redirects and headers of its own.
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=tls,
-            proxy=config.proxy,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
-        )
-        # Reading has no limit of its own: the limit of the whole request covers it, one byte at a time too.
-        self._extensions = {"timeout": {"connect": min(_CONNECT_S, config.timeout_s / 2.5)}}
+        self._transport = transport
+        self._extensions: dict[str, Any] = {
+            # Reading has no limit of its own: the limit of the whole request covers it, one byte at a time too.
+            "timeout": {"connect": min(_CONNECT_S, config.timeout_s / 2.5)},
+            "trace": self._note,
+        }
+        self._socket: Any = None  # httpcore's stream over TCP, while it is open
+        self._sending = False
+        self._status: int | None = None
         self.cookies = dict(cookies)
         self.new_guid: str | None = None
 
@@ -138,11 +159,27 @@ class Line:
         return await self._request("GET", f"{self._agent_url}/agentstatus", guid)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; a later request makes a new one."""
         await self._transport.aclose()
+        if self._socket is not None:
+            # httpcore leaves the socket of a TLS handshake that is cancelled to the garbage collector.
+            await self._socket.aclose()
+            self._socket = None
+
+    async def _note(self, step: str, facts: Mapping[str, Any]) -> None:
+        """Note how far a request has come; httpcore calls this.
+
+        Source: httpcore documentation, "Request Extensions", ``trace``.
+        """
+        if step == "connection.connect_tcp.complete":
+            self._socket = facts["return_value"]
+        elif step == "http11.send_request_headers.started":
+            # Before the first byte. What is sent to a proxy to get through to the gateway is not the request yet.
+            self._sending = facts["request"].method != b"CONNECT"
 
     async def _request(self, method: str, url: str, guid: str | None, body: bytes | None = None) -> Reply:
-        self.new_guid = None
+        self.new_guid = self._status = None
+        self._sending = False
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
             "Accept-Encoding": "identity",
@@ -153,40 +190,55 @@ class Line:
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
+        reusable = False
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._transport.handle_async_request(request)
                 try:
-                    return await self._read(response)
+                    packed = await self._read(response)
+                    reusable = not _has_surplus(response)
                 finally:
                     await response.aclose()
-        except TimeoutError:
-            reason = f"no answer within {self._timeout_s:g} s"
-            raise GatewayConnectionError(reason, answer_lost=True) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as err:
-            raise GatewayConnectionError(f"cannot connect: {_reason(err)}", answer_lost=False) from err
-        except (httpx.TransportError, ssl.SSLError) as err:
+        except (TimeoutError, httpx.TransportError, ssl.SSLError) as err:
             # httpcore lets the errors of a TLS connection through that breaks after its handshake.
-            raise GatewayConnectionError(f"connection lost: {_reason(err)}", answer_lost=True) from err
+            raise self._failure(err) from None
+        finally:
+            if not reusable:
+                # Also where no connection came about: a TLS handshake that fails behind a proxy leaves httpcore's
+                # pool with a connection that it waits for without end (encode/httpcore issue 1023).
+                await self.close()
+        if response.status_code != httpx.codes.OK:
+            raise self._failure(None)
+        text = unpack(packed, response.headers.get("content-encoding", ""))
+        if len(text) > MAX_ANSWER_BYTES:
+            reason = f"over {MAX_ANSWER_BYTES} bytes"
+            raise GatewayProtocolError(reason, head=text[:HEAD_BYTES], size_bytes=len(text))
+        return Reply(parse_answer(text, response.charset_encoding), asyncio.get_running_loop().time())
 
-    async def _read(self, response: httpx.Response) -> Reply:
-        headers = response.headers
-        self.new_guid = _guid(headers.get("set-guid"))
-        for header in headers.get_list("set-cookie"):
+    async def _read(self, response: httpx.Response) -> bytes:
+        """Take what the head of an answer brings, and give its body, cut off at a little over `MAX_ANSWER_BYTES`."""
+        self._status = response.status_code
+        self.new_guid = _guid(response.headers.get("set-guid"))
+        for header in response.headers.get_list("set-cookie"):
             self._take_cookie(header)
         body = bytearray()
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > MAX_ANSWER_BYTES:
                 break
-        if response.status_code != httpx.codes.OK:
-            reason = f"HTTP status {response.status_code}"
-            raise GatewayConnectionError(reason, answer_lost=False, status=response.status_code)
-        text = _unpacked(bytes(body), headers.get("content-encoding", ""))
-        if len(text) > MAX_ANSWER_BYTES:
-            reason = f"over {MAX_ANSWER_BYTES} bytes"
-            raise GatewayProtocolError(reason, head=text[:HEAD_BYTES], size_bytes=len(text))
-        return Reply(parse_answer(text, response.charset_encoding), asyncio.get_running_loop().time())
+        return bytes(body)
+
+    def _failure(self, err: Exception | None) -> GatewayConnectionError:
+        """Say what became of a request that brought no whole answer with status 200."""
+        if self._status not in (None, httpx.codes.OK):
+            # However its body ended, there was no event in it.
+            return GatewayConnectionError(f"HTTP status {self._status}", answer_lost=False, status=self._status)
+        reason = f"no answer within {self._timeout_s:g} s" if isinstance(err, TimeoutError) else _reason(err)
+        if not self._sending:
+            return GatewayConnectionError(f"cannot connect: {reason}", answer_lost=False)
+        if isinstance(err, TimeoutError):
+            return GatewayConnectionError(reason, answer_lost=True)
+        return GatewayConnectionError(f"connection lost: {reason}", answer_lost=True)
 
     def _take_cookie(self, header: str) -> None:
         """Keep the pair of a ``Set-Cookie`` header; forget it where the header says that it is over.
@@ -224,21 +276,35 @@ def _ends_cookie(attribute: str) -> bool:
         return False
 
 
-def _unpacked(body: bytes, coding: str) -> bytes:
-    """Unpack what came packed although it was not asked for, up to a little over `MAX_ANSWER_BYTES`."""
-    if coding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        return body
+def _has_surplus(response: httpx.Response) -> bool:
+    """Say whether more came than the answer: half of another one, or the end of the connection.
+
+    Only what was read together with the answer is looked at: what comes later httpcore sees itself, before it sends
+    the next request.
+    """
+    tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+    if tls is not None:
+        try:
+            tls.read(1)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            return True
+        else:
+            return True
     try:
-        # 32 more than the window's bits: the header tells gzip from zlib.
-        return zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body, MAX_ANSWER_BYTES + 1)
-    except zlib.error as err:
-        reason = f"packed as {coding}, and damaged"
-        raise GatewayProtocolError(reason, head=body[:HEAD_BYTES], size_bytes=len(body)) from err
+        # httpcore takes what is left here for the answer to the next request, and has no other way to it (issue 872).
+        connection = cast("Any", response.stream)._httpcore_stream._stream._connection  # noqa: SLF001 - see above
+        return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001 - see above
+    except AttributeError:  # another httpcore: rather a new connection each time
+        return True
 
 
-def _reason(err: Exception) -> str:
-    """Say what happened; some of httpx's errors have no text of their own."""
-    return str(err) or type(err).__name__
+def _reason(err: Exception | None) -> str:
+    """Say what happened, without what an error quotes; some of httpx's errors have no text of their own."""
+    if isinstance(err, httpx.ProxyError):
+        return f"the proxy answered {str(err)[:3]}"  # the rest is of the proxy's choice
+    return _QUOTED.sub("", str(err)) or type(err).__name__
 
 
 def result_of(answer: Answer) -> Any:  # noqa: ANN401 - whatever JSON the gateway sent

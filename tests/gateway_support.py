@@ -47,25 +47,19 @@ async def line_to(
 
 
 class Relay:
-    """Passes bytes on to a simulator: as an HTTP proxy (CONNECT), or unseen.
+    """Passes bytes on to a simulator, unseen.
 
     Attributes:
         url: The gateway's address by way of the relay.
-        address: The relay itself, as a proxy's address.
-        heads: What clients asked the proxy for.
         accepted: How many connections were made.
         ended: Set once one of them has ended on both sides.
     """
 
-    def __init__(self, simulator: Simulator, *, proxy: bool = False, refusal: bytes | None = None) -> None:
+    def __init__(self, simulator: Simulator) -> None:
         self._target = urlsplit(simulator.url)
-        self._proxy = proxy
-        self._refusal = refusal
         self._clients: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server
         self.url = ""
-        self.address = ""
-        self.heads: list[bytes] = []
         self.accepted = 0
         self.ended = asyncio.Event()
 
@@ -73,7 +67,6 @@ class Relay:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         self.url = f"https://127.0.0.1:{port}{self._target.path}"
-        self.address = f"http://127.0.0.1:{port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,13 +83,6 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._clients.append(writer)
-        if self._proxy:
-            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
-            if self._refusal is not None:
-                writer.write(self._refusal)
-                writer.close()
-                return
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
         ways = [
             asyncio.create_task(_pass_on(reader, far_writer)),

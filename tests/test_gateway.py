@@ -344,32 +344,6 @@ async def test_authority_must_be_known(simulator: Simulator) -> None:
             await line.poll(simulator.guid("101"))
 
 
-async def test_proxy_is_used(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`gateway.proxy` is asked for a tunnel, with its password; the environment's proxy is not looked at."""
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    async with Relay(simulator, proxy=True) as relay:
-        address = relay.address.replace("//", "//user:secret@")
-        async with line_to(simulator, proxy=address) as line:
-            reply = await line.poll(simulator.guid("101"))
-
-    assert reply.answer.retcode == "0"
-    assert b"CONNECT 127.0.0.1:" in relay.heads[0]
-    assert b"Basic dXNlcjpzZWNyZXQ=" in relay.heads[0]
-
-
-async def test_proxy_that_refuses_lost_nothing(simulator: Simulator) -> None:
-    """A proxy that refuses the tunnel is told by name, without its password."""
-    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
-    async with Relay(simulator, proxy=True, refusal=refusal) as relay:
-        address = relay.address.replace("//", "//user:secret@")
-        async with line_to(simulator, proxy=address) as line:
-            with pytest.raises(GatewayConnectionError, match="cannot connect: 407") as caught:
-                await line.poll(simulator.guid("101"))
-
-    assert not caught.value.answer_lost
-    assert "secret" not in str(caught.value)
-
-
 # --- headers of the answer ------------------------------------------------------------------------------------
 
 

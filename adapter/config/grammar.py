@@ -53,6 +53,13 @@ def _secured(gateway: dict[str, object]) -> None:
         raise ConflictError(what=what, path=["url"])
 
 
+def _proxied(gateway: dict[str, object]) -> None:
+    # httpcore asks for a tunnel to an IPv6 address without the brackets, which a proxy cannot read (encode/httpx 392).
+    if "proxy" in gateway and ":" in cast("Url", gateway["url"]).host:
+        what = "expected a host name or an IPv4 address, as a proxy is beside it"
+        raise ConflictError(what=what, path=["url"])
+
+
 def _needed_path(mqtt: dict[str, object]) -> None:
     address = cast("Url", mqtt["url"])
     if address.scheme in ("mqtt", "mqtts") and address.path not in ("", "/"):
@@ -166,6 +173,7 @@ GATEWAY = Section(
     },
     Check(("hold", "timeout"), _longer_timeout),
     Check(("url", "allow_http"), _secured),
+    Check(("url", "proxy"), _proxied),
 )
 
 MQTT = Section(
