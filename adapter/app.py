@@ -18,13 +18,14 @@ from typing import Literal, cast
 
 from adapter.agent.presence import Shared, Timing
 from adapter.bridge import Bridge
-from adapter.commands import REMEMBERED_S, Commands, Flood
+from adapter.commands import REMEMBERED_S, Commands
 from adapter.config import Config, load
 from adapter.config.report import difference
 from adapter.errors import AdapterError, CommandError, StorageError, StorageFullError
 from adapter.event import timestamp
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
+from adapter.intake import Flood
 from adapter.link import Link, Subscription
 from adapter.logs import TopicHandler, set_up
 from adapter.mark import Mark
@@ -111,10 +112,10 @@ class App:
         topics, timing = self._shared.topics, self._shared.timing
         protocol = await self._outbox.recall("protocol")
         self._fleet = Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
-        self._flood = Flood()
-        self._bridge = Bridge(self._shared, self._fleet.pollers, self._started_at)
+        flood = Flood()
+        self._bridge = Bridge(self._shared, self._fleet.pollers, flood, self._started_at)
         self._bridge.requests = {"agents": self._bridge.agents, "reload": self.reload, "restart": self._restart}
-        self._commands = Commands(self._shared, self._fleet.pollers, self._flood)
+        self._commands = Commands(self._shared, self._fleet.pollers, flood)
         self._link = Link(
             self._config.mqtt,
             outbox=self._outbox,
@@ -201,6 +202,7 @@ class App:
         await self._fleet.stop(self._hurry)
         async with self._reloading:  # a reload under way ends polls as well
             await self._commands.close()
+        await self._bridge.close()
         for task in regular if self._recovering is None else (*regular, self._recovering):
             task.cancel()
         if self._link.connection is not None:
@@ -282,8 +284,8 @@ class App:
             return
         acknowledge()
         name = self._shared.topics.parse_request(received.topic)
-        if name is not None and self._flood.admits("requests"):
-            self._tasks.create_task(self._bridge.answer(name, received), name="request")
+        if name is not None:
+            self._bridge.receive(name, received)
 
 
 async def run(

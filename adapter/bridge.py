@@ -8,7 +8,9 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +23,7 @@ from adapter.config import Config
 from adapter.config.report import public
 from adapter.errors import AdapterError, CommandError
 from adapter.event import timestamp
+from adapter.intake import Flood, Line, when_stored
 from adapter.mqtt import Message, Received
 from adapter.payloads import (
     AgentCounts,
@@ -41,6 +44,16 @@ _T = TypeVar("_T")
 _PAGE = 200
 """Agents on a page of the roster."""
 
+_SHOWN = 64
+"""Characters of a request's name that a log line shows."""
+
+_MAX_REQUEST_BYTES = 1024
+"""Longest request: an id is all that it holds."""
+
+_REST_S = 0.02
+_CLOSE_S = 2.0
+"""How long requests that were received may take to be answered at the end."""
+
 Answer = Callable[[], Awaitable[Any]]
 
 
@@ -49,13 +62,19 @@ class Bridge:
 
     Args:
         pollers: The agents of the configuration, as they are at each moment.
+        flood: Counts requests.
+        started_at: What `info` says.
 
     Attributes:
         requests: What answers a request, by its name: gives the response's `data`, or raises AdapterError.
     """
 
-    def __init__(self, shared: Shared, pollers: Mapping[str, Poller], started_at: datetime) -> None:
+    def __init__(self, shared: Shared, pollers: Mapping[str, Poller], flood: Flood, started_at: datetime) -> None:
         self.requests: dict[str, Answer] = {}
+        self._flood = flood
+        # One after the other: reloads that wait for each other would be as many as somebody cares to send.
+        self._line = Line("requests", batch=1, rest_s=_REST_S)
+        self._refusal = ""
         self._shared = shared
         self._topics = shared.topics
         self._pollers = pollers
@@ -123,8 +142,19 @@ class Bridge:
         """Count the agents by the phase of their session; those before their first request are not in it."""
         return dict(Counter(poller.presence.phase for poller in self._pollers.values() if poller.presence.phase))
 
-    async def answer(self, name: str, received: Received) -> None:
-        """Answer a request."""
+    def receive(self, name: str, received: Received) -> None:
+        """Take a request, and answer it when those before it are."""
+        if len(received.payload) > _MAX_REQUEST_BYTES:  # enough of it to say so
+            received = replace(received, payload=received.payload[: _MAX_REQUEST_BYTES + 1])
+        size_bytes = len(received.topic) + len(received.payload) + len(received.correlation or b"")
+        if self._flood.admits("requests") and not self._line.put(size_bytes, partial(self._answer, name, received)):
+            self._flood.drop("requests")
+
+    async def close(self) -> None:
+        """Answer what was received for as long as that may take, and nothing after that."""
+        await self._line.close(_CLOSE_S)
+
+    async def _answer(self, name: str, received: Received) -> None:
         identifier: str | None = None
         reason: str | None = None
         data: Any = None
@@ -135,7 +165,7 @@ class Bridge:
             data = await self.requests[name]()
         except AdapterError as error:
             reason = str(error)
-            _log.warning("request %s: %s", name[:64], reason)
+            self._log_refusal(f"request {name[:_SHOWN]}: {reason}")
         many = data if isinstance(data, list) else [data]
         responses = [
             ResponsePayload(id=identifier, status="ok" if reason is None else "error", reason=reason, data=part)
@@ -145,7 +175,13 @@ class Bridge:
         outgoing = [
             Outgoing(topic=topic, payload=response.render(), correlation=received.correlation) for response in responses
         ]
-        await self._shared.outbox.insist(Change(outgoing=outgoing))
+        await when_stored(self._shared, "requests", partial(self._shared.outbox.commit, Change(outgoing=outgoing)))
+
+    def _log_refusal(self, text: str) -> None:
+        """Log a refusal, unless it is the last one once more: whoever asked is told, and may ask without end."""
+        if text != self._refusal:
+            self._refusal = text
+            _log.warning("%s", text)
 
     async def agents(self) -> list[dict[str, Any]]:
         """Give the roster with states, a response for each page of it."""
@@ -195,6 +231,8 @@ def _request_id(received: Received) -> str | None:
         raise CommandError("retained")
     if not received.payload:
         return None
+    if len(received.payload) > _MAX_REQUEST_BYTES:
+        raise CommandError(f"over {_MAX_REQUEST_BYTES} bytes")
     try:
         request = msgspec.json.decode(received.payload, type=RequestPayload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -18,9 +18,15 @@ from adapter.topics import Topics
 
 _MAX_BYTES = 2048
 """Longest call data: far below the 8 KB which Tomcat, in which the gateway runs, allows for the head of a request."""
-_MAX_PAYLOAD_BYTES = 16 * 1024
+MAX_PAYLOAD_BYTES = 16 * 1024
 """Longest command: room for call data of which each character is escaped in JSON."""
+_MAX_PROPERTIES_BYTES = 4096
+"""Longest correlation data and response topic together: a command keeps them while it waits."""
 _MAX_ID = 64
+_SHOWN = 20
+"""Characters of a member's name that a reason shows."""
+_MAX_REASON = 500
+"""Characters of a reason, which may be the gateway's text: results are remembered, and must stay small."""
 _TTL_S = 60.0
 _TTL_RANGE_S = (1, 3600)
 
@@ -108,10 +114,44 @@ def parse_session(payload: bytes, *, is_guid: Callable[[str], bool]) -> Parsed:
     return Parsed(id=_id_of(members), body=json.dumps(order).encode(), ttl_s=None)
 
 
+def check_properties(correlation: bytes | None, response_topic: str | None) -> None:
+    """Check what a command would keep besides its payload while it waits (C8).
+
+    Raises:
+        CommandError: It is too much.
+    """
+    size_bytes = len(correlation or b"") + len((response_topic or "").encode())
+    if size_bytes > _MAX_PROPERTIES_BYTES:
+        raise CommandError(
+            f"correlation data and response topic: {size_bytes} bytes, at most {_MAX_PROPERTIES_BYTES} are allowed"
+        )
+
+
 def order_of(command: CommandRecord) -> Order:
     """Make the order that a stored command of the kind ``session`` holds."""
     stored: dict[str, Any] = json.loads(command.body)
     return Order(action=stored["action"], guid=stored.get("guid"), command=command)
+
+
+def settled(
+    command: CommandRecord, *, status: Status, retcode: str | None = None, reason: str | None = None
+) -> CommandRecord:
+    """Give a command its one result (C3).
+
+    What has served goes: call data and GUIDs stay on disk no longer than they are needed, and what is remembered of
+    a command is small.
+    """
+    now = datetime.now(UTC)
+    result = ResultPayload(
+        id=command.id,
+        work_no=command.work_no,
+        status=status,
+        retcode=retcode,
+        reason=None if reason is None else reason[:_MAX_REASON],
+        received_at=timestamp(datetime.fromtimestamp(command.received_at, UTC)),
+        finished_at=timestamp(now),
+    ).render()
+    return replace(command, body=b"", correlation=None, response_topic=None, result=result, finished_at=now.timestamp())
 
 
 def finish(  # noqa: PLR0913 - a result has these members
@@ -124,19 +164,9 @@ def finish(  # noqa: PLR0913 - a result has these members
     reason: str | None = None,
 ) -> None:
     """Add a command's one result to a change: stored with the command, and in line for its sender (C3)."""
-    now = datetime.now(UTC)
-    result = ResultPayload(
-        id=command.id,
-        work_no=command.work_no,
-        status=status,
-        retcode=retcode,
-        reason=reason,
-        received_at=timestamp(datetime.fromtimestamp(command.received_at, UTC)),
-        finished_at=timestamp(now),
-    ).render()
-    # The body has served: call data and GUIDs stay on disk no longer than they are needed.
-    change.commands.append(replace(command, body=b"", result=result, finished_at=now.timestamp()))
-    change.outgoing.extend(answers(command, topics, result))
+    done = settled(command, status=status, retcode=retcode, reason=reason)
+    change.commands.append(done)
+    change.outgoing.extend(answers(command, topics, done.result or b""))
 
 
 def answers(command: CommandRecord, topics: Topics, result: bytes) -> list[Outgoing]:
@@ -151,8 +181,8 @@ def _members(payload: bytes) -> Mapping[str, Any] | None:
     """Read a payload as a JSON object; `None` where it is some other text."""
     if not payload:
         raise CommandError("empty")
-    if len(payload) > _MAX_PAYLOAD_BYTES:
-        raise CommandError(f"over {_MAX_PAYLOAD_BYTES} bytes")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise CommandError(f"over {MAX_PAYLOAD_BYTES} bytes")
     try:
         text = payload.decode()
     except UnicodeDecodeError:
@@ -184,7 +214,7 @@ def _checked(value: str) -> bytes:
 def _refuse_unknown(members: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(members) - known)
     if unknown:
-        shown = ", ".join(ascii(name[:_MAX_ID]) for name in unknown[:3])
+        shown = ", ".join(ascii(name[:_SHOWN]) for name in unknown[:3])
         raise CommandError(f"unknown member {shown}; expected {', '.join(sorted(known))}")
 
 
