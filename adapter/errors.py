@@ -12,6 +12,7 @@ AdapterError
 │   └── BrokerAuthError         log-in refused               -> at start: stop (exit 1); later: try again
 ├── StorageError
 │   ├── StorageInUseError       another process has it       -> stop (exit 3)
+│   ├── StorageDamagedError     the file is damaged          -> set it aside, begin a new one (D6)
 │   └── StorageFullError        nothing more can be stored   -> no new poll until there is room (D4)
 ├── CommandError                a command we refuse          -> answer it with the reason
 └── StartError                  cannot run as asked          -> stop with its exit code
@@ -21,11 +22,20 @@ Rules of this file: exceptions keep what they know in fields and build their own
 no message ever holds a GUID, a password, a cookie or call data.
 """
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class AdapterError(Exception):
     """Anything that this program raises on purpose."""
+
+
+def place_of(error: BaseException) -> str:
+    """Say what kind of exception it is and where it came from, but not its text, which could hold anything."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "adapter" in Path(frame.filename).parts]
+    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,7 @@ class StorageError(AdapterError):
 
     Attributes:
         path: `storage.path`.
+        reason: What is wrong with it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -130,6 +141,10 @@ class StorageInUseError(StorageError):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "in use by another process; each adapter needs a storage.path of its own")
+
+
+class StorageDamagedError(StorageError):
+    """The file is damaged, or was taken away."""
 
 
 class StorageFullError(StorageError):

@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 _REMIND_S = 60.0
 """How often a log line says that nothing can be stored, while it is so (D4)."""
 
+_NO_ROOM = "an event of another agent waits for room"
+"""Why nothing is stored though something could be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -40,6 +43,7 @@ class Timing:
         offline_after_s: How long an agent's polls may fail before its availability says so.
         again: Pauses before a new sign-in by itself (P6).
         store_again_s: When storing is tried again while there is no room (D4).
+        signed_out_after_s: After how long without a poll the gateway signs an agent out.
         mark_s: How long after what the broker took over the mark is published that says so (D4a).
         no_mark_s: How long no mark takes to mean that the broker has none (D4a).
     """
@@ -47,6 +51,7 @@ class Timing:
     offline_after_s: float = 30.0
     again: Backoff = field(default_factory=lambda: Backoff(initial_s=5.0, maximum_s=300.0))
     store_again_s: float = 2.0
+    signed_out_after_s: float = 120.0
     mark_s: float = 30.0
     no_mark_s: float = 5.0
 
@@ -89,6 +94,8 @@ class Presence:
         self._closed = False
         self._enter_again: Callable[[Change], None] | None = None
         self._enter_after_stop: Callable[[Change], None] | None = None
+        self._stopped_at = 0.0
+        self._stop_told: str | None = None
 
     @property
     def subject(self) -> str:
@@ -207,17 +214,21 @@ class Presence:
         the caller polls no further meanwhile (D4).
         """
         self._record = change.agent = self.record()
-        error = await self._try_to_store(change)
-        if error is None:
+        stored = await self._try_to_store(change)
+        if stored:
             return
         outbox = self._shared.outbox
         events = sum(message.retain for message in change.outgoing)
         outbox.at_risk += events
-        self._stop(str(error.reason))
         try:
-            while error is not None:
+            while not stored:
+                self._stop()
                 await asyncio.sleep(self._shared.timing.store_again_s)
-                error = await self._try_to_store(change)
+                stored = await self._try_to_store(change)
+        except asyncio.CancelledError:
+            if events:
+                self.say(logging.ERROR, "lost at the end, since nothing can be stored: %d events", events)
+            raise
         finally:
             outbox.at_risk -= events
         await self._go_on()
@@ -231,10 +242,10 @@ class Presence:
         """Store a change that a timer made, without the agent's row: that is the business of its poller's task."""
 
         async def store() -> None:
-            error = await self._try_to_store(change)
-            while error is not None and not self._closed:
+            stored = await self._try_to_store(change)
+            while not stored and not self._closed:
                 await asyncio.sleep(self._shared.timing.store_again_s)
-                error = await self._try_to_store(change)
+                stored = await self._try_to_store(change)
 
         task = asyncio.get_running_loop().create_task(store(), name=f"store[{self.agent.work_no}]")
         self._storing.add(task)
@@ -243,10 +254,10 @@ class Presence:
     async def has_room(self) -> bool:
         """Say whether another event could be stored: no poll starts before (D4). Takes a while to say no."""
         outbox = self._shared.outbox
-        if outbox.writable and not outbox.at_risk:
+        if outbox.writable:
             await self._go_on()
             return True
-        self._stop("there is no room")
+        self._stop()
         await asyncio.sleep(self._shared.timing.store_again_s)
         if not outbox.at_risk:
             await self._try_to_store(Change(agent=self._record))
@@ -265,28 +276,43 @@ class Presence:
         """Give the agent's row as it is now."""
         return self._session.into(replace(self._record, state=encode(self.state)))
 
-    async def _try_to_store(self, change: Change) -> StorageFullError | None:
+    async def _try_to_store(self, change: Change) -> bool:
         outage = self._shared.storage_outage
         try:
             await self._shared.outbox.commit(change)
         except StorageFullError as error:
             outage.begins(self.subject, f"nothing can be stored: {error}", remind_s=_REMIND_S)
-            return error
+            return False
         outage.ends(self.subject)
-        return None
+        return True
 
-    def _stop(self, reason: str) -> None:
-        """Publish that nothing can be stored: from memory, since it cannot be stored either."""
-        if self.phase == "stopped":
+    def _stop(self) -> None:
+        """Publish that nothing can be stored: from memory, since it cannot be stored either.
+
+        A poll is the only sign of life that the gateway takes, and no poll may start now (D4): after two minutes that
+        costs the agent's session, which is said.
+        """
+        now, lasts_s = asyncio.get_running_loop().time(), self._shared.timing.signed_out_after_s
+        refusal = self._shared.outbox.refusal
+        if self.phase != "stopped":
+            self._stopped_at = now
+        end = ""
+        if self._session.guid is not None and now - self._stopped_at > lasts_s:
+            end = f"; not polled for over {lasts_s:g} s: the gateway has signed the agent out by now"
+        logged = f"nothing can be stored: {refusal or _NO_ROOM}{end}"
+        self._shared.storage_outage.begins(self.subject, logged, remind_s=_REMIND_S)
+        reason = f"nothing can be stored: {refusal.reason if refusal is not None else _NO_ROOM}{end}"
+        if self.phase == "stopped" and reason == self._stop_told:
             return
-        after, shown = self._enter_again, Change()
-        self.enter("stopped", shown, message=f"nothing can be stored: {reason}")
-        self._enter_after_stop = after
+        after, shown = self._enter_after_stop or self._enter_again, Change()
+        self.enter("stopped", shown, message=reason)
+        self._enter_after_stop, self._stop_told = after, reason
         self._shared.outbox.show(shown.slots)
 
     async def _go_on(self) -> None:
         """Publish the phase that `_stop` broke into, unless another was entered meanwhile."""
         if self._enter_after_stop is not None:
+            self._shared.storage_outage.ends(self.subject)
             change = Change()
             self._enter_after_stop(change)
             await self.store(change)

@@ -5,30 +5,33 @@ Everything here is synchronous and runs on the outbox's one worker thread. Rules
 file is set aside, never deleted (D6); created 0600, since GUIDs are in it.
 """
 
-import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from adapter.errors import StorageError, StorageFullError
+from adapter.errors import StorageDamagedError, StorageError, StorageFullError
 from adapter.store import sql
+from adapter.store.file import File, cannot_be_used, damage_of, set_aside
 from adapter.store.lock import Lock
-from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Removals
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Survivors
+from adapter.store.rows import agent_of, agent_row, command_of, command_row, entry_of, entry_row
 
 __all__ = ["Database", "Lock"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_AGENT_COLUMNS = tuple(field.name for field in fields(AgentRecord))
-_COMMAND_COLUMNS = tuple(field.name for field in fields(CommandRecord))
-"""The members of both are stored in their order."""
+_MIB = 1024 * 1024
+_LARGEST_BYTES = 2 * _MIB
+"""More than any one answer needs: 1 MiB of it is read (P14)."""
+_SIZES = ("page_count", "page_size")
+
+_AGAIN_S = 60.0
+"""How soon another file may be set aside: a disk that damages each one is not to be filled with them."""
 
 
 class Database:
@@ -39,69 +42,88 @@ class Database:
     """
 
     def __init__(self, path: Path, max_mb: int) -> None:
-        """Open or create the file.
+        """Open or create the file; set a damaged one aside and begin anew (D6).
 
         Raises:
             StorageInUseError: Another process has it (D5).
             StorageError: It cannot be opened or created: no such directory, read-only, no permission.
         """
-        self._path = path
+        self._path = path.resolve()  # one file has one lock, whichever link leads to it
+        self._max_mb = max_mb
+        self._file: File | None = None
+        self._meta: dict[str, bytes] = {}
+        self._owed: Survivors | None = None
+        self._damage: str | None = None
+        self._set_aside_at = float("-inf")
         try:
-            self.lock = Lock(path)
+            self.lock = Lock(self._path)
         except OSError as err:
             raise StorageError(str(path), f"cannot be opened: {err.strerror}") from err
         try:
-            self._connection = self._open_sound(max_mb)
-        except (sqlite3.Error, OSError) as err:
-            self.lock.release()
-            raise StorageError(str(path), f"cannot be used: {err}") from err
+            try:
+                self._open()
+            except StorageDamagedError as error:
+                self._damage = error.reason
+                self.begin_anew(Survivors())
         except StorageError:
             self.lock.release()
             raise
-        self.last_row: int = self._connection.execute(sql.DEPTH).fetchone()[2] or 0
 
-    def _open_sound(self, max_mb: int) -> sqlite3.Connection:
-        """Open the file; set a damaged one aside and begin anew (D6)."""
+    def _open(self) -> None:
+        """Open the file, and read all that the program begins with: what cannot be read is damaged."""
+        file = File(self._path, self._max_mb)
+        self._connection = file.connection
         try:
-            return self._open(max_mb)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as err:
-            aside = self._path.with_name(f"{self._path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-            for suffix in ("", "-wal", "-shm"):
-                part = self._path.with_name(self._path.name + suffix)
-                if part.exists():
-                    part.rename(aside.with_name(aside.name + suffix))
-            _log.error("storage: %s is damaged (%s): set aside as %s, a new one begun", self._path, err, aside.name)
-            return self._open(max_mb)
+            self.last_row: int = self._connection.execute(sql.DEPTH).fetchone()[2] or 0
+            self._meta = dict(self._connection.execute(sql.ALL_META))
+            for look in (self.agents, self.pending_commands, self.waiting_slots, self.mark):
+                look()
+        except (sqlite3.Error, ValueError, TypeError) as err:
+            file.close()
+            if isinstance(err, sqlite3.Error | UnicodeDecodeError):
+                raise cannot_be_used(self._path, err) from err
+            raise StorageDamagedError(str(self._path), "it holds a row that is none of ours") from err
+        self._file = file
 
-    def _open(self, max_mb: int) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    def begin_anew(self, survivors: Survivors) -> None:
+        """Set the damaged file aside and go on with a new one (D6), into which the survivors go with what comes next.
+
+        Raises:
+            StorageFullError: That is not possible now, and may be tried again.
+        """
+        meta = self._meta
         try:
-            # A crash leaves the write-ahead log behind: reading it is the file's first test, this is its second.
-            damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if damage != "ok":
-                raise sqlite3.DatabaseError(damage)  # noqa: TRY301 - handled like SQLite's own report of damage
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > sql.SCHEMA_VERSION:
-                reason = f"written by a newer version of this program (schema {version})"
-                raise StorageError(str(self._path), reason)  # noqa: TRY301 - the connection is closed below
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            page_size = connection.execute("PRAGMA page_size").fetchone()[0]
-            connection.execute(f"PRAGMA max_page_count={max_mb * 1024 * 1024 // page_size}")
-            if version == 0:
-                connection.executescript(f"BEGIN; {sql.SCHEMA} PRAGMA user_version={sql.SCHEMA_VERSION}; COMMIT;")
-            connection.execute(sql.DEPTH)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            if self._damage is not None:
+                self._put_away(self._damage)
+                self._damage = None
+            if self._file is not None:
+                # It has no name any more from which SQLite could delete the write-ahead log.
+                self._file.close()
+                self._file = None
+            self._open()
+        except StorageDamagedError as error:
+            self._damage = error.reason
+            raise StorageFullError(str(self._path), f"the new file is damaged too: {error.reason}") from error
+        except StorageError as error:
+            raise StorageFullError(str(self._path), error.reason) from error
+        self._meta, self._owed = meta, survivors
+
+    def _put_away(self, damage: str) -> None:
+        if time.monotonic() - self._set_aside_at < _AGAIN_S:
+            raise StorageFullError(str(self._path), f"it is damaged again: {damage}")
+        try:
+            aside = set_aside(self._path)
+        except OSError as err:
+            reason = f"it is damaged, and cannot be set aside: {err.strerror}"
+            raise StorageFullError(str(self._path), reason) from err
+        self._set_aside_at = time.monotonic()
+        fate = "nothing is left of it" if aside is None else f"set aside as {aside.name}"
+        _log.error("storage: %s is damaged (%s): %s, a new one begun", self._path, damage, fate)
 
     def close(self) -> None:
         """Fold the write-ahead log in, close the file and release the lock."""
-        self._connection.close()
+        if self._file is not None:
+            self._file.close()
         self.lock.release()
 
     def __enter__(self) -> Self:
@@ -112,66 +134,107 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit what the block writes, or none of it.
-
-        Raises:
-            StorageFullError: The disk is full, `storage.max_mb` is reached, or the file cannot be written.
-        """
+        """Commit what the block writes, or none of it."""
+        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.rollback()
-                raise
+            yield
             self._connection.execute("COMMIT")
-        except sqlite3.DatabaseError as err:
-            if self._connection.in_transaction:
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite has rolled back by itself where it had to
                 self._connection.rollback()
-            raise StorageFullError(str(self._path), str(err)) from err
+            raise
 
     def run(self, works: Sequence[Callable[["Database"], Any]]) -> list[Any]:
         """Do several works in one transaction, one fsync for all of them; give their results in order.
 
         Raises:
-            StorageFullError: Nothing was stored.
+            StorageDamagedError: Nothing was stored, and nothing can be before `begin_anew` (D6).
+            StorageFullError: Nothing was stored: the disk is full, `storage.max_mb` is reached, or the file cannot be
+                written.
         """
-        with self._transaction():
-            return [work(self) for work in works]
+        self._refuse_damaged()
+        try:
+            with self._transaction():
+                if self._owed is not None:
+                    self._restore(self._owed)
+                results = [work(self) for work in works]
+        except (sqlite3.Error, UnicodeDecodeError) as err:
+            self._note_damage(err)
+            raise StorageFullError(str(self._path), self._why(err)) from err
+        self._owed = None
+        return results
 
     def read(self, work: Callable[["Database"], _T]) -> _T:
         """Read, which needs no room.
 
         Raises:
+            StorageDamagedError: As `run`.
             StorageError: The file cannot be read.
         """
+        self._refuse_damaged()
         try:
             return work(self)
-        except (sqlite3.Error, OSError) as err:
+        except StorageDamagedError as error:
+            self._damage = error.reason
+            raise
+        except (sqlite3.Error, UnicodeDecodeError, OSError) as err:
+            self._note_damage(err)
             raise StorageError(str(self._path), f"cannot be read: {err}") from err
 
+    def _refuse_damaged(self) -> None:
+        if self._damage is not None or self._file is None:
+            raise StorageDamagedError(str(self._path), self._damage or "there is none")
+
+    def _note_damage(self, err: sqlite3.Error | UnicodeDecodeError | OSError) -> None:
+        """Do nothing more with a file that is damaged.
+
+        Raises:
+            StorageDamagedError: It is.
+        """
+        damage = None if isinstance(err, OSError) else damage_of(err)
+        if damage is not None:
+            self._damage = damage
+            raise StorageDamagedError(str(self._path), damage) from err
+
+    def _why(self, err: sqlite3.Error | UnicodeDecodeError) -> str:
+        """Say why nothing can be written; SQLite has one word for two kinds of full."""
+        if getattr(err, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            return str(err)
+        (pages,), (page_size,) = (self._connection.execute(f"PRAGMA {name}").fetchone() for name in _SIZES)
+        at_limit = pages * page_size + _LARGEST_BYTES > self._max_mb * _MIB
+        return f"storage.max_mb ({self._max_mb}) is reached" if at_limit else "the disk is full"
+
     # Works: called inside `run`.
+
+    def _restore(self, survivors: Survivors) -> None:
+        for key, value in self._meta.items():
+            self.set_meta(key, value)
+        for agent in survivors.agents:
+            self._connection.execute(sql.SAVE_AGENT, agent_row(agent))
+        for entry in survivors.entries:
+            self._add(entry)
+        self._connection.executemany(sql.SET_SLOT, survivors.slots.items())
 
     def store(self, change: Change, rows: range) -> None:
         """Store a change; `rows` are the places of its outgoing messages."""
         execute = self._connection.execute
-        for row, out in zip(rows, change.outgoing, strict=True):
-            execute(
-                sql.ADD_ENTRY,
-                (row, change.made_at, out.topic, out.payload, out.retain, out.stream_topic, out.correlation),
-            )
+        for row, message in zip(rows, change.outgoing, strict=True):
+            self._add(Entry(row, change.made_at, message))
         if change.agent is not None:
-            execute(sql.SAVE_AGENT, _agent_row(change.agent))
+            execute(sql.SAVE_AGENT, agent_row(change.agent))
         for work_no in change.forgotten:
             execute(sql.FORGET_AGENT, (work_no,))
         for slot in change.slots.items():
             execute(sql.SET_SLOT, slot)
         for command in change.commands:
-            execute(sql.SAVE_COMMAND, _command_row(command))
+            execute(sql.SAVE_COMMAND, command_row(command))
         if change.unreadable is not None:
             kept = change.unreadable
             execute(sql.KEEP_UNREADABLE, (kept.at, kept.work_no, kept.reason, kept.size_bytes, kept.head))
             execute(sql.TRIM_UNREADABLE)
+
+    def _add(self, entry: Entry) -> None:
+        self._connection.execute(sql.ADD_ENTRY, entry_row(entry))
 
     def forget_acknowledged(self, removals: Removals) -> int:
         """Remove entries that the broker has, but keep what is retained; give how many entries were still there."""
@@ -212,10 +275,10 @@ class Database:
 
     def admit(self, command: CommandRecord) -> CommandRecord | None:
         """Store a new command; give the one that is already there under its id instead, where there is one (C4)."""
-        if self._connection.execute(sql.ADMIT_COMMAND, _command_row(command)).rowcount:
+        if self._connection.execute(sql.ADMIT_COMMAND, command_row(command)).rowcount:
             return None
         row = self._connection.execute(sql.FIND_COMMAND, (command.work_no, command.kind, command.id)).fetchone()
-        return _command(row)
+        return command_of(row)
 
     def forget_commands(self, finished_before: float) -> None:
         """Forget commands whose result is older."""
@@ -223,13 +286,14 @@ class Database:
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole."""
+        self._meta[key] = value
         self._connection.execute(sql.SET_META, (key, value))
 
     # Reading.
 
     def entries(self, after: int, upto: int, limit: int) -> list[Entry]:
         """Read up to `limit` entries, those after row `after` up to row `upto`, in order."""
-        return [_entry(*row) for row in self._connection.execute(sql.ENTRIES_BETWEEN, (after, upto, limit))]
+        return [entry_of(*row) for row in self._connection.execute(sql.ENTRIES_BETWEEN, (after, upto, limit))]
 
     def waiting_slots(self) -> dict[str, bytes]:
         """Read the newest values that no broker has acknowledged."""
@@ -241,11 +305,11 @@ class Database:
 
     def agents(self) -> dict[str, AgentRecord]:
         """Read all agents by work number."""
-        return {row[0]: _agent(row) for row in self._connection.execute(sql.AGENTS)}
+        return {row[0]: agent_of(row) for row in self._connection.execute(sql.AGENTS)}
 
     def pending_commands(self) -> list[CommandRecord]:
         """Read the commands that have no result yet, oldest first."""
-        return [_command(row) for row in self._connection.execute(sql.PENDING_COMMANDS)]
+        return [command_of(row) for row in self._connection.execute(sql.PENDING_COMMANDS)]
 
     def meta(self, key: str) -> bytes | None:
         """Recall a value of the program as a whole."""
@@ -266,40 +330,5 @@ class Database:
         return count, oldest
 
     def size_bytes(self) -> int:
-        """Measure the file and its write-ahead log."""
-        parts = (self._path, self._path.with_name(self._path.name + "-wal"))
-        return sum(part.stat().st_size for part in parts if part.exists())
-
-
-def _agent_row(agent: AgentRecord) -> tuple[Any, ...]:
-    members = {name: getattr(agent, name) for name in _AGENT_COLUMNS}
-    return tuple((members | {"cookies": json.dumps(agent.cookies)}).values())
-
-
-def _agent(row: tuple[Any, ...]) -> AgentRecord:
-    members = dict(zip(_AGENT_COLUMNS, row, strict=True))
-    members["cookies"] = tuple((name, value) for name, value in json.loads(members["cookies"]))
-    return AgentRecord(**members | {name: bool(members[name]) for name in ("own", "stay_out")})
-
-
-def _entry(  # noqa: PLR0913, PLR0917 - the columns in their order
-    row: int,
-    made_at: float,
-    topic: str,
-    payload: bytes,
-    retain: int,
-    stream_topic: str | None,
-    correlation: bytes | None,
-) -> Entry:
-    message = Outgoing(
-        topic=topic, payload=payload, retain=bool(retain), stream_topic=stream_topic, correlation=correlation
-    )
-    return Entry(row, made_at, message)
-
-
-def _command_row(command: CommandRecord) -> tuple[Any, ...]:
-    return tuple(getattr(command, name) for name in _COMMAND_COLUMNS)
-
-
-def _command(row: tuple[Any, ...]) -> CommandRecord:
-    return CommandRecord(**dict(zip(_COMMAND_COLUMNS, row, strict=True)))
+        """Measure the file and its write-ahead log; find out where somebody took it away."""
+        return 0 if self._file is None else self._file.size_bytes()

@@ -81,4 +81,5 @@ class Lock:
 
 
 def _beside(database_path: Path) -> Path:
-    return database_path.with_name(database_path.name + ".lock")
+    path = database_path.resolve()  # a symbolic link leads to the same lock
+    return path.with_name(path.name + ".lock")

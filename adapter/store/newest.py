@@ -28,6 +28,10 @@ class Newest:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sent)
 
+    def unacknowledged(self) -> dict[str, bytes]:
+        """Give all that the broker has not taken over yet."""
+        return {topic: slot.payload for topic, slot in self._sent.items()} | self._waiting
+
     def show(self, values: Mapping[str, bytes]) -> None:
         """Have newer values sent."""
         self._waiting.update(values)
@@ -71,5 +75,5 @@ class Newest:
 
     def rewind(self) -> None:
         """Send again what was sent over a connection that is lost, unless something newer waits."""
-        self._waiting = {topic: slot.payload for topic, slot in self._sent.items()} | self._waiting
+        self._waiting = self.unacknowledged()
         self._sent = {}

@@ -14,6 +14,7 @@ Rules of this file:
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,8 +26,10 @@ from typing import Any
 from adapter.errors import StorageFullError
 from adapter.store.database import Database
 from adapter.store.newest import Newest
-from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot, Survivors
 from adapter.store.writer import Writer
+
+_log = logging.getLogger(__name__)
 
 _FRESH = 2000
 """How many unsent entries are kept in memory besides the disk: some seconds of a busy centre, a few MB."""
@@ -40,7 +43,7 @@ class Outbox:
 
     Attributes:
         changed: Set whenever there may be something new to send, or room to send it.
-        agents: The agents as they were when the program started.
+        agents: The agents as they are on disk.
         pending: The commands without a result when the program started, oldest first.
         restarted_after: Entries up to this row are from before the start.
         unmarked: Set whenever the broker has taken something over since the last mark (D4a).
@@ -50,7 +53,7 @@ class Outbox:
 
     def __init__(self, database: Database, thread: ThreadPoolExecutor) -> None:
         self._lock = database.lock
-        self._writer = Writer(database, thread, self._removals, self._off_the_disk)
+        self._writer = Writer(database, thread, self._removals, self._off_the_disk, self._survivors)
         self._insisting: set[asyncio.Task[None]] = set()
         self._acknowledged: set[int] = set()
         self._reserved_row = self._committed_row = database.last_row
@@ -58,7 +61,7 @@ class Outbox:
         self._fresh: deque[Entry] = deque()
         self._fresh_follows = database.last_row
         self._newest = Newest(database.waiting_slots())
-        self._in_hand: dict[int, str | None] = {}
+        self._in_hand: dict[int, Entry] = {}
         self._published_mark = database.mark()
         self._mark = max(self._published_mark, database.newest_mark())
         self._removed = asyncio.Event()
@@ -72,8 +75,14 @@ class Outbox:
 
     @property
     def writable(self) -> bool:
-        """Whether the last transaction that had something to write went through."""
-        return self._writer.writable
+        """Whether another event could be stored: the last one was, and nothing waits for room."""
+        return self._writer.refusal is None and not self.at_risk
+
+    @property
+    def refusal(self) -> StorageFullError | None:
+        """Why the last transaction that had something to write did not go through; `None` where it did."""
+        refusal = self._writer.refusal
+        return refusal if isinstance(refusal, StorageFullError) else None
 
     @property
     def in_hand(self) -> int:
@@ -97,6 +106,10 @@ class Outbox:
             )
             self._committed_row = max(self._committed_row, rows.stop - 1)
             self.depth += len(rows)
+            if change.agent is not None:
+                self.agents[change.agent.work_no] = change.agent
+            for work_no in change.forgotten:
+                self.agents.pop(work_no, None)
             while len(self._fresh) > _FRESH:
                 self._fresh_follows = self._fresh.popleft().row
             self.show(change.slots)
@@ -156,7 +169,7 @@ class Outbox:
         self._cursor = 0
         self._fresh.clear()
         self._fresh_follows = self._committed_row
-        self._in_hand = {row: self._in_hand.get(row) for row in self._acknowledged}
+        self._in_hand = {row: self._in_hand[row] for row in self._acknowledged}
         self._newest.rewind()
         self.changed.set()
 
@@ -181,10 +194,9 @@ class Outbox:
             if entries:
                 self._cursor = self._fresh_follows = entries[-1].row
         for entry in entries:
-            topic = entry.message.topic if entry.message.retain else None
-            self._in_hand[entry.row] = topic
-            if topic is not None:
-                self._newest.overtaken(topic)
+            self._in_hand[entry.row] = entry
+            if entry.message.retain:
+                self._newest.overtaken(entry.message.topic)
         return entries
 
     def acknowledge(self, row: int) -> None:
@@ -273,7 +285,7 @@ class Outbox:
 
         def stored() -> None:
             # What is in hand is newer than what the disk knows as acknowledged.
-            newer = set(self._in_hand.values())
+            newer = {entry.message.topic for entry in self._in_hand.values() if entry.message.retain}
             self._newest.show_again((topic, payload) for topic, payload in found if topic not in newer)
             self.changed.set()
 
@@ -310,7 +322,7 @@ class Outbox:
 
     def _removals(self) -> Removals:
         rows = tuple(sorted(self._acknowledged))
-        newest = {topic: row for row in rows if (topic := self._in_hand.get(row)) is not None}
+        newest = {entry.message.topic: row for row in rows if (entry := self._in_hand[row]).message.retain}
         slots = tuple(self._newest.acknowledged.values())
         return Removals(rows=rows, kept=tuple(newest.values()), slots=slots, mark=self._mark)
 
@@ -325,6 +337,18 @@ class Outbox:
             self.unmarked.set()
         if removals.rows:
             self.changed.set()
+
+    # What survives the damage of the file (D6).
+
+    def _survivors(self) -> Survivors:
+        in_hand = [entry for row, entry in sorted(self._in_hand.items()) if row not in self._acknowledged]
+        entries = (*in_hand, *self._fresh)
+        lost = self.depth - len(self._acknowledged) - len(entries)
+        if lost > 0:
+            _log.error("storage: %d messages that waited for the broker are in the damaged file alone", lost)
+        self.depth = len(entries)
+        self._removed.set()
+        return Survivors(agents=tuple(self.agents.values()), entries=entries, slots=self._newest.unacknowledged())
 
 
 @contextlib.asynccontextmanager

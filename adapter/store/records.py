@@ -150,6 +150,21 @@ class Removals:
         return bool(self.rows or self.slots)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survivors:
+    """What is in memory when the database turns out to be damaged, and goes into the new one (D6).
+
+    Attributes:
+        agents: The agents as they were stored last.
+        entries: What waits in line and is known without reading, in its places.
+        slots: The newest values that wait for the broker.
+    """
+
+    agents: tuple[AgentRecord, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    slots: dict[str, bytes] = field(default_factory=dict)
+
+
 @dataclass(slots=True, kw_only=True)
 class Change:
     """All that one answer, command or decision changes.

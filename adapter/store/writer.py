@@ -6,6 +6,7 @@ Rules of this file:
 2. A full disk refuses what is to be stored, and nothing else: reading goes on, and removals, which make room, are
    tried without the rest, and again by themselves.
 3. Whoever waits gets a verdict: nothing is held back for longer than one transaction.
+4. Where the file turns out to be damaged, a new one is begun first, and then all goes on (D6).
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from adapter.errors import StorageDamagedError
 from adapter.store.database import Database
-from adapter.store.records import Removals
+from adapter.store.records import Removals, Survivors
 
 _T = TypeVar("_T")
 
@@ -39,9 +41,10 @@ class Writer:
     Args:
         removals: Gives what the broker has acknowledged since it was `removed` last.
         removed: Told what is off the disk, and how many entries of it were still there.
+        survivors: Gives what is in memory when the file turns out to be damaged: from then on that is all there is.
 
     Attributes:
-        writable: Whether the last transaction that had something to write went through.
+        refusal: Why the last transaction that had something to write did not go through; `None` where it did.
     """
 
     def __init__(
@@ -50,12 +53,15 @@ class Writer:
         thread: ThreadPoolExecutor,
         removals: Callable[[], Removals],
         removed: Callable[[Removals, int], None],
+        survivors: Callable[[], Survivors],
     ) -> None:
-        self.writable = True
+        self.refusal: BaseException | None = None
         self._database = database
         self._thread = thread
         self._removals = removals
         self._removed = removed
+        self._survivors = survivors
+        self._damaged = False
         self._waiting: list[_Work] = []
         self._writing = False
         self._closed = False
@@ -69,7 +75,12 @@ class Writer:
         Raises:
             StorageError: The file cannot be read.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._database.read, do)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._database.read, do)
+        except StorageDamagedError:
+            self._damaged = True
+            self.start()
+            raise
 
     async def write(self, do: Callable[[Database], Any], stored: Callable[[], None] | None = None) -> Any:  # noqa: ANN401 - each work has its own result
         """Do a work in the next transaction; `stored` is called before anybody else goes on.
@@ -86,11 +97,14 @@ class Writer:
         """Give all that waits to the thread, unless it is busy."""
         if self._writing or self._closed:
             return
+        if self._damaged:
+            self._begin_anew()
+            return
         removals = self._removals()
         if not self._waiting and not removals:
             return
         works: list[_Work] = []
-        if self.writable or not removals.rows:
+        if self.refusal is None or not removals.rows:
             works, self._waiting = self._waiting, works
         self._writing = True
         self._quiet.clear()
@@ -102,8 +116,12 @@ class Writer:
     def _written(self, works: list[_Work], removals: Removals, written: asyncio.Future[list[Any]]) -> None:
         self._writing = False
         error = written.exception()
-        self.writable = error is None
-        if error is None:
+        if isinstance(error, StorageDamagedError):
+            self._damaged = True
+            self._waiting = [*works, *self._waiting]
+            self.start()
+        elif error is None:
+            self.refusal = None
             count, *results = written.result()
             self._removed(removals, count)
             for work, result in zip(works, results, strict=True):
@@ -114,14 +132,35 @@ class Writer:
             self.start()
         else:
             # Those that let the removals go first are told as well: not even these went through.
-            refused, self._waiting = [*works, *self._waiting], []
-            for work in refused:
-                if not work.done.done():
-                    work.done.set_exception(error)
-            if self._retry is None:
-                self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._try_again)
+            self._refuse([*works, *self._waiting], error)
         if not self._writing:
             self._quiet.set()
+
+    def _begin_anew(self) -> None:
+        self._writing = True
+        self._quiet.clear()
+        begun = asyncio.get_running_loop().run_in_executor(self._thread, self._database.begin_anew, self._survivors())
+        begun.add_done_callback(self._begun)
+
+    def _begun(self, begun: asyncio.Future[None]) -> None:
+        self._writing = False
+        error = begun.exception()
+        if error is None:
+            self._damaged = False
+            self.start()
+        else:
+            self._refuse(self._waiting, error)
+        if not self._writing:
+            self._quiet.set()
+
+    def _refuse(self, refused: list[_Work], error: BaseException) -> None:
+        self.refusal = error
+        self._waiting = []
+        for work in refused:
+            if not work.done.done():
+                work.done.set_exception(error)
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
