@@ -13,7 +13,7 @@ _TYPES: dict[str, Any] = {
     r"[^/]+/events?": payloads.EventPayload,
     r"[^/]+/state": payloads.StatePayload,
     r"[^/]+/session": payloads.SessionPayload,
-    r"[^/]+/(calldata|session)/result": payloads.ResultPayload,
+    r"[^/]*/(calldata|session)/result": payloads.ResultPayload,
     r"bridge/info": payloads.InfoPayload,
     r"bridge/agents/\d+": payloads.RosterPage,
     r"bridge/health": payloads.HealthPayload,
