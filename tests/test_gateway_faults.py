@@ -4,10 +4,16 @@ The hostile gateway speaks real TLS; what it sends are the bytes of each test.
 """
 
 import asyncio
+import contextlib
 import gc
 import gzip
+import itertools
+import json
 import tracemalloc
+import urllib.request
+import uuid
 import zlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +21,15 @@ import pytest
 from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES
 from adapter.errors import GatewayConnectionError, GatewayError, GatewayProtocolError
 from adapter.gateway import Line
+from tests.adapter_support import running, wait_for, write
+from tests.broker_support import DEADLINE_S, Broker, Peer, free_ports
 from tests.hostile_support import (
     EMPTY,
     READY,
     Hostile,
     Proxy,
     Script,
+    Wire,
     chunked,
     cut,
     endless,
@@ -29,6 +38,7 @@ from tests.hostile_support import (
     pieces,
     reset,
 )
+from tests.stage_support import staged
 
 GUID = "canary-guid-of-101"
 
@@ -526,3 +536,152 @@ async def test_certificate_that_stops_to_fit_is_refused_until_it_fits_again(tmp_
     assert errors == [errors[0]] * 3
     assert errors[0].startswith("cannot connect: ")
     assert "certificate verify failed" in errors[0]
+
+
+# --- the whole program ----------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def adapter_at(
+    gateway: Hostile, broker: Broker, directory: Path, **more: object
+) -> AsyncIterator[tuple[Peer, str]]:
+    """Run the adapter between a hostile gateway and a broker; give who listens there, and the topics' prefix."""
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    values = {
+        "gateway": {
+            "url": gateway.url,
+            "ca_file": str(gateway.ca_file),
+            "hold": 0.5,
+            "timeout": 2,
+            "interval": [0.2, 0.2],
+            "error_interval": [1.01, 1.01],
+        },
+        "mqtt": {"url": broker.url(), "topic_prefix": prefix, "client_id": prefix},
+        "agents": [{"work_no": "101", "guid": GUID}],
+    } | more
+    with Peer(broker, [f"{prefix}/#"]) as peer:
+        async with running(write(directory, values)):
+            yield peer, prefix
+
+
+def event(number: int, **members: object) -> bytes:
+    """Make an event's answer."""
+    inside = {"eventType": "AgentEvent_Test", "workNo": "101", "content": {"number": number}, **members}
+    return ok(json.dumps({"retcode": "0", "event": inside}).encode())
+
+
+async def test_gateway_under_another_authority_is_refused_with_one_line(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gateway whose certificate stops to fit is tried again, with one line then and one when it is back."""
+    caplog.set_level("INFO")
+    async with (
+        Hostile(tmp_path / "gateway", event(1)) as gateway,
+        adapter_at(gateway, shared_broker, tmp_path) as (peer, prefix),
+    ):
+        await peer.wait_for(lambda: peer.on(f"{prefix}/101/event"))
+        own, other = gateway.tls, Hostile(tmp_path / "other").tls
+        await gateway.reopen(other)
+        polls = len(gateway.polls)
+        await wait_for(peer, f"{prefix}/101/session", lambda session: session.get("attempt", 0) >= 3)
+        assert len(gateway.polls) == polls
+        gateway.then(event(2))
+        await gateway.reopen(own)
+        await peer.wait_for(lambda: len(peer.on(f"{prefix}/101/event")) == 2)
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "adapter.outage"]
+    assert len([line for line in lines if "certificate verify failed" in line]) == 1
+    assert len(lines) == 2
+    assert lines[1].startswith("gateway: back after ")
+
+
+async def test_p5_answer_cut_in_its_body_is_counted_in_health_and_metrics(
+    tmp_path: Path, shared_broker: Broker
+) -> None:
+    """P5: an answer that is lost between gateway and adapter is counted as one that may have held an event."""
+    (port,) = free_ports(1)
+    async with (
+        Hostile(tmp_path / "gateway", cut(event(1)[:-9]), event(2)) as gateway,
+        adapter_at(gateway, shared_broker, tmp_path, http={"listen": f"127.0.0.1:{port}"}) as (peer, prefix),
+    ):
+        await peer.wait_for(lambda: peer.on(f"{prefix}/101/event"))
+        metrics = await asyncio.to_thread(_fetched, f"http://127.0.0.1:{port}/metrics")
+        health = await wait_for(peer, f"{prefix}/bridge/health", lambda health: health["polls"] > 1)
+
+    assert b"\nccgateway2mqtt_lost_answers_total 1.0\n" in metrics
+    assert (health["lostAnswers"], health["unreadable"], health["pollErrors"]) == (1, 0, 1)
+
+
+def _fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own listener
+        return bytes(answer.read())
+
+
+async def test_p5_no_answer_stops_the_polling(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P5, C6: after each kind of bad answer the agent is polled again, later than 1 s, and no GUID is told."""
+    caplog.set_level("DEBUG", logger="adapter")
+    bad: list[Script] = [
+        ok(READY, b"Set-GUID: JSESSIONID=canary-guid-new\0"),
+        cut(b"canary-guid of HTTP/0.9\r\n\r\n"),
+        ok(b"[" * 100_000),
+        ok(_BOMB, b"Content-Encoding: gzip"),
+        endless(_ONE_GB, _X),
+        ok().replace(b"200 OK", b"302 canary-guid"),
+    ]
+    at: list[float] = []
+
+    def timed(script: Script) -> Script:
+        async def answer(wire: Wire) -> None:
+            at.append(asyncio.get_running_loop().time())
+            await (wire.send(script) if isinstance(script, bytes) else script(wire))
+
+        return answer
+
+    async with (
+        Hostile(tmp_path / "gateway", *map(timed, [*bad, event(1)])) as gateway,
+        adapter_at(gateway, shared_broker, tmp_path) as (peer, prefix),
+    ):
+        await peer.wait_for(lambda: peer.on(f"{prefix}/101/event"))
+        told = [got.payload for got in peer.messages]
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(at)]
+    assert len(at) == len(bad) + 1
+    assert min(pauses) > 1
+    assert b"canary" not in b"".join(told)
+    assert "canary" not in caplog.text
+
+
+async def test_p11_numbers_pass_to_the_digit(tmp_path: Path, shared_broker: Broker) -> None:
+    """P11: numbers that no float holds, and a name that comes twice, reach the topic as the gateway wrote them."""
+    content = (
+        b'{"big":123456789012345678901234567890,"tiny":1e-999,"huge":1e999,"zero":-0,"price":1.10,"exponent":1E+2,'
+        b'"twice":1,"twice":2,"half":"\\ud83d"}'
+    )
+    body = b'{"retcode":"0","event":{"eventType":"AgentEvent_Test","workNo":"101","content":%b,"other":1.10}}' % content
+    async with (
+        Hostile(tmp_path / "gateway", ok(body)) as gateway,
+        adapter_at(gateway, shared_broker, tmp_path) as (peer, prefix),
+    ):
+        await peer.wait_for(lambda: peer.on(f"{prefix}/101/event"))
+        payload = peer.on(f"{prefix}/101/event")[0].payload
+
+    assert content.replace(b"\\ud83d", b"\\ufffd") in payload
+    assert b'"other":1.10' in payload
+
+
+async def test_p5_poll_cut_by_a_hurried_stop_is_not_followed_at_once(tmp_path: Path, shared_broker: Broker) -> None:
+    """P5: a second signal cuts the poll under way, and a restart at once polls over 1 s after that all the same."""
+    async with staged(tmp_path, shared_broker, hold_s=20.0) as stage:
+        async with stage.running() as adapter:
+            await stage.polling("101")
+            adapter.app.stop()
+            adapter.app.stop()
+            await asyncio.wait_for(adapter.task, DEADLINE_S)
+        async with stage.running():
+            await stage.polling("101")
+            _, second = stage.simulator.polls("101")
+
+    assert second.pause_s is not None
+    assert second.pause_s > 1

@@ -64,6 +64,10 @@ class Pace:
         self._next_at = self.now() + next(self._delays)
         self._allowed_at = self.now() + _AFTER_FAILURE_S + _EARLY_S
 
+    def cut(self) -> None:
+        """Have another's request wait as after a failure: for the gateway, a request that we cut is one."""
+        self._allowed_at = self.now() + _AFTER_FAILURE_S + _EARLY_S
+
     def refused(self, error: GatewayError) -> None:
         """Have the next request wait as is due after `error`: a retcode is an HTTP 200 answer, all else a failure."""
         if isinstance(error, RetcodeError):

@@ -11,6 +11,7 @@ Rules of this file:
 4. One agent's trouble stays its own.
 """
 
+import asyncio
 import logging
 from collections import deque
 from datetime import UTC, datetime
@@ -103,14 +104,18 @@ class Poller:
         """
         self._pace.begin(delay_s)
         await self._pace.pause()
-        if not self._pace.ending:
-            await self._signing.start()
-        while not self._pace.ending:
-            try:
-                await self._step()
-            except GatewayError as error:
-                await self._failed(error)
-            await self._pace.pause()
+        try:
+            if not self._pace.ending:
+                await self._signing.start()
+            while not self._pace.ending:
+                try:
+                    await self._step()
+                except GatewayError as error:
+                    await self._failed(error)
+                await self._pace.pause()
+        except asyncio.CancelledError:  # in a hurry, or after `hold` and a grace (D7)
+            self._pace.cut()
+            raise
 
     async def close(self, *, sign_out: bool) -> None:
         """Let go of everything, when `run` has ended; sign out before, where that is wanted and configured."""
