@@ -29,6 +29,11 @@ _AGAIN = Backoff(initial_s=0.75, maximum_s=15.0)
 """Pauses before connecting again. A broker that restarts is found soon, one that is away is not hammered."""
 _REFUSED_AGAIN_S = 60.0
 """The longest pause after a refused log-in: a person has to change something."""
+_STANDS_S = 10.0
+"""How long a connection stands, its first message acknowledged, before the broker counts as back: one that ends sooner
+goes on with the outage, its log line and its growing pauses."""
+_SHORT_LIVED = 3
+"""So many connections in a row that end sooner may be another client's doing, which not every broker says."""
 _ALIVE_S = 150.0
 """How old the health of another instance may be for it to count as running: two reports may be missing."""
 _LOOK_S = 2.0
@@ -91,6 +96,9 @@ class Link:
         self._says_offline = False
         self._alone = False
         self._was_connected = False
+        self._complaint = ""
+        self._stands: asyncio.TimerHandle | None = None
+        self._begin_anew()
 
     async def run(self) -> None:
         """Keep connected until `leave` is called.
@@ -98,29 +106,21 @@ class Link:
         Raises:
             StartError: The broker refuses the first log-in, or another instance lives under the same prefix.
         """
-        delays = _AGAIN.delays()
-        refused = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
         while not self._leaving.is_set():
             try:
                 if not self._alone:
                     await self._refuse_company()
                     self._alone = True
-                before = self._counters.broker_connections
-                try:
-                    await self._connect_once()
-                finally:
-                    if self._counters.broker_connections > before:
-                        delays = _AGAIN.delays()
-                        refused = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
+                await self._connect_once()
             except BrokerAuthError as error:
                 if not self._was_connected and not self.settled.is_set():
                     raise StartError(f"broker: log-in refused: {error}", exit_code=1) from error
-                self._outage.begins("log-in", str(error))
-                await self._rest(next(refused))
+                self._outage.begins("log-in", str(error), grave=True)
+                await self._rest(next(self._refused_pauses))
             except BrokerError as error:
                 self._outage.begins("connection", str(error))
                 self.settled.set()
-                await self._rest(next(delays))
+                await self._rest(next(_AGAIN.delays() if self._publisher.denied else self._pauses))
 
     def leave(self) -> None:
         """Have `run` disconnect and return."""
@@ -157,19 +157,22 @@ class Link:
             client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
         ) as connection:
             await self._subscribe(connection)
-            connection.publish(self._available(b"offline" if self._says_offline else b"online"))
+            available = self._available(b"offline" if self._says_offline else b"online")
+            connection.publish(available, lambda _: self._watch(connection))
             self._counters.broker_connections += 1
             self.connection = connection
             for received in early:
                 self._take(received, connection)
-            self._was_connected = True
-            self._outage.ends("log-in")
-            self._outage.ends("connection")
             if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
                 self._remembered = self._dialer.protocol
                 with contextlib.suppress(StorageFullError):
                     await self._outbox.remember("protocol", self._remembered.encode())
-            _log.info("broker: connected, MQTT %s", connection.protocol)
+            _log.log(
+                logging.DEBUG if self._was_connected else logging.INFO,
+                "broker: connected, MQTT %s",
+                connection.protocol,
+            )
+            self._was_connected = True
             self._connected()
             self.settled.set()
             ways = [
@@ -182,6 +185,7 @@ class Link:
                 done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self.connection = None
+                self._look_at_its_life()
                 for way in ways:
                     way.cancel()
                 await asyncio.wait(ways)
@@ -189,6 +193,35 @@ class Link:
             if errors:
                 raise errors[0]
             await self._mark.leave_behind(connection)
+
+    def _begin_anew(self) -> None:
+        self._pauses = _AGAIN.delays()
+        self._refused_pauses = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
+        self._short_lived = 0
+
+    def _watch(self, connection: Connection) -> None:
+        """Count the broker as back if this connection stands: it works, for the broker has just acknowledged."""
+        if self.connection is connection:
+            self._stands = asyncio.get_running_loop().call_later(_STANDS_S, self._is_back)
+
+    def _is_back(self) -> None:
+        self._stands = None
+        self._outage.is_over(ago_s=_STANDS_S)
+        self._begin_anew()
+
+    def _look_at_its_life(self) -> None:
+        """See, at the end of a connection, whether it was one of several that ended soon."""
+        if self._stands is None:
+            return
+        self._stands.cancel()
+        self._stands = None
+        self._short_lived += 1
+        if self._short_lived == _SHORT_LIVED and not self._leaving.is_set():
+            reason = (
+                f"{_SHORT_LIVED} in a row ended soon after they were made; another client may use the client id"
+                f" {self._config.client_id!r}, or the broker's log tells why"
+            )
+            self._outage.begins("connections", reason, grave=True)
 
     async def _subscribe(self, connection: Connection) -> None:
         """Subscribe to the commands; where the broker does not allow that, events go out all the same."""
@@ -199,7 +232,9 @@ class Link:
         except BrokerConnectionError:
             raise
         except BrokerError as error:
-            _log.error("broker: %s; allow it there, or switch it off in commands", error)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("broker: %s; allow it there, or switch it off in commands", error)
 
     def _take(self, received: Received, connection: Connection) -> None:
         if received.topic == self._mark.topic:

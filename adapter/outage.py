@@ -5,6 +5,9 @@ import time
 
 _log = logging.getLogger(__name__)
 
+_NAMED = 3
+"""So many that suffered are named at the end; more are counted."""
+
 
 class Outage:
     """The outages of one thing that many depend on.
@@ -20,15 +23,16 @@ class Outage:
         self._since = 0.0
         self._told_at = 0.0
 
-    def begins(self, sufferer: str, reason: str, *, remind_s: float | None = None) -> None:
+    def begins(self, sufferer: str, reason: str, *, remind_s: float | None = None, grave: bool = False) -> None:
         """Note that `sufferer` fails, or still does.
 
-        The first one's reason is logged for all; the others' at debug level.
+        The first one's reason is logged for all; the others' at debug level, but for what a person has to mend.
 
         Args:
             sufferer: Who fails.
             reason: Why.
             remind_s: Seconds after which it is logged again while it lasts; `None` for never.
+            grave: Whether a person has to mend it: that is an error, also where others failed before.
         """
         now = time.monotonic()
         first = not self._suffering
@@ -37,9 +41,10 @@ class Outage:
         self._affected.add(sufferer)
         if first:
             self._since = now
-        if first or (remind_s is not None and now - self._told_at >= remind_s):
+        if first or (grave and not again) or (remind_s is not None and now - self._told_at >= remind_s):
             self._told_at = now
-            _log.warning("%s: %s: %s; trying again", self._subject, sufferer, reason)
+            level = logging.ERROR if grave else logging.WARNING
+            _log.log(level, "%s: %s: %s; trying again", self._subject, sufferer, reason)
         elif not again:
             _log.debug("%s: %s: %s", self._subject, sufferer, reason)
 
@@ -55,6 +60,17 @@ class Outage:
             return
         self._suffering.discard(sufferer)
         if not self._suffering:
-            seconds = time.monotonic() - self._since
-            _log.info("%s: back after %.1f s; %d affected", self._subject, seconds, len(self._affected))
-            self._affected.clear()
+            self._tell_recovery(0.0)
+
+    def is_over(self, ago_s: float = 0.0) -> None:
+        """Note that all are well, and have been for `ago_s` seconds."""
+        if self._suffering:
+            self._suffering.clear()
+            self._tell_recovery(ago_s)
+
+    def _tell_recovery(self, ago_s: float) -> None:
+        seconds = max(0.0, time.monotonic() - self._since - ago_s)
+        few = len(self._affected) <= _NAMED
+        who = f" ({', '.join(sorted(self._affected))})" if few else f"; {len(self._affected)} affected"
+        _log.info("%s: back after %.1f s%s", self._subject, seconds, who)
+        self._affected.clear()

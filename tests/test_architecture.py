@@ -19,7 +19,7 @@ FLOORS = (
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
-    ("publisher", "mark", "link", "intake", "commands", "bridge", "fleet", "logs"),
+    ("suspicion", "publisher", "mark", "link", "intake", "commands", "bridge", "fleet", "logs"),
     # 6 the whole, and what stands beside it
     ("preparation", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),

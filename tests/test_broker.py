@@ -24,6 +24,7 @@ from adapter.mqtt import (
     Message,
     ProtocolRefusedError,
     Received,
+    Refusal,
     read_retained,
     tls_context,
 )
@@ -89,9 +90,9 @@ class Acks:
         self.reasons: list[str | None] = []
         self._news = asyncio.Event()
 
-    def __call__(self, reason: str | None) -> None:
+    def __call__(self, refusal: Refusal | None) -> None:
         """Take an acknowledgment."""
-        self.reasons.append(reason)
+        self.reasons.append(None if refusal is None else refusal.reason)
         self._news.set()
 
     async def wait(self, count: int = 1) -> list[str | None]:
@@ -490,7 +491,7 @@ async def test_a_faulty_callback_does_not_end_the_connection(broker: Broker) -> 
     told: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
 
-    def faulty(_: str | None) -> None:
+    def faulty(_: Refusal | None) -> None:
         raise LookupError("on purpose")
 
     async with dial(config_of(broker)) as connection:

@@ -15,6 +15,7 @@ from adapter.mqtt.broker import (
     ProtocolName,
     ProtocolRefusedError,
     Received,
+    Refusal,
     read_retained,
     tls_context,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ProtocolName",
     "ProtocolRefusedError",
     "Received",
+    "Refusal",
     "read_retained",
     "tls_context",
 ]

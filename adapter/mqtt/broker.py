@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from adapter.config import MqttConfig
 from adapter.errors import ConfigError, Problem
 from adapter.mqtt.connection import CONNECT_TIMEOUT_S, Connection, ProtocolName, ProtocolRefusedError
-from adapter.mqtt.message import Message, Received
+from adapter.mqtt.message import Message, Received, Refusal
 
 __all__ = [
     "Connection",
@@ -22,6 +22,7 @@ __all__ = [
     "ProtocolName",
     "ProtocolRefusedError",
     "Received",
+    "Refusal",
     "read_retained",
     "tls_context",
 ]

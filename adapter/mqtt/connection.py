@@ -29,15 +29,17 @@ from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
 from adapter.mqtt.message import (
     Message,
     Received,
+    Refusal,
     check_topic,
     packet_size,
     parse_received,
+    parse_refusal,
     publish_properties,
 )
 from adapter.mqtt.paho_loop import PahoLoop
 
 ProtocolName = Literal["5", "3.1.1"]
-OnAck = Callable[[str | None], None]
+OnAck = Callable[[Refusal | None], None]
 
 CONNECT_TIMEOUT_S = 10.0
 """Seconds from the first name look-up to CONNACK: a broker that is there answers within one."""
@@ -149,7 +151,7 @@ class Connection:
         Args:
             message: What to publish.
             on_ack: Called once: with `None` when the broker took the message over (PUBACK), or with the reason why
-                it cannot ("Not authorized", or too large for it). Left out where nobody wants to know; not called
+                it did not ("Not authorized", or too large for it). Left out where nobody wants to know; not called
                 with QoS 0, except with the reason why the message cannot be sent at all.
 
         Raises:
@@ -246,13 +248,13 @@ class Connection:
         properties = publish_properties(message) if self._five else None
         limit = self.maximum_packet_size
         if limit is not None and packet_size(message, properties) > limit:
-            self._loop.call_soon(on_ack, f"larger than the broker's limit of {limit} bytes")
+            self._loop.call_soon(on_ack, Refusal(f"larger than the broker's limit of {limit} bytes"))
             return
         try:
             check_topic(message.topic)
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         except ValueError as err:
-            self._loop.call_soon(on_ack, str(err))
+            self._loop.call_soon(on_ack, Refusal(str(err)))
             return
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             # The identifier is that of a message which 65,535 others have overtaken: it will never be acknowledged.
@@ -315,7 +317,7 @@ class Connection:
         if on_ack is None:  # paho tells of QoS 0 here too, when it is written
             return
         self.acknowledged += 1
-        self._loop.call_soon(on_ack, str(reason) if reason.is_failure else None)
+        self._loop.call_soon(on_ack, parse_refusal(reason))
         while self._held and len(self._acks) < self.receive_maximum:
             self._send(*self._held.popleft())
 
@@ -342,5 +344,5 @@ def _explain(err: Exception) -> str:
     return str(err) or type(err).__name__
 
 
-def _nobody_asks(_reason: str | None) -> None:
+def _nobody_asks(_refusal: Refusal | None) -> None:
     pass

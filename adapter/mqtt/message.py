@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,34 @@ class Received:
     mid: int
     correlation: bytes | None = field(repr=False)
     response_topic: str | None
+
+
+_PASSING = frozenset({0x80, 0x83, 0x91, 0x97})
+"""PUBACK: unspecified error, implementation specific error, packet identifier in use, quota exceeded. The others speak
+of the message itself: its topic, its format, who may publish it. Source: MQTT 5.0, 3.4.2.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the broker did not take a message over.
+
+    Attributes:
+        reason: In the words of MQTT: "Not authorized".
+        code: The reason code of its PUBACK; `None` where the message was not sent at all.
+    """
+
+    reason: str
+    code: int | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the answer would be the same later."""
+        return self.code not in _PASSING
+
+
+def parse_refusal(reason: ReasonCode) -> Refusal | None:
+    """Read the reason code of a PUBACK; `None` where the broker has the message."""
+    return Refusal(str(reason), reason.value) if reason.is_failure else None
 
 
 def parse_received(message: MQTTMessage) -> Received | None:
