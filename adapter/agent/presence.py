@@ -31,9 +31,6 @@ _log = logging.getLogger(__name__)
 _REMIND_S = 60.0
 """How often a log line says that nothing can be stored, while it is so (D4)."""
 
-_NO_ROOM = "an event of another agent waits for room"
-"""Why nothing is stored though something could be."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -299,9 +296,9 @@ class Presence:
         end = ""
         if self._session.guid is not None and now - self._stopped_at > lasts_s:
             end = f"; not polled for over {lasts_s:g} s: the gateway has signed the agent out by now"
-        logged = f"nothing can be stored: {refusal or _NO_ROOM}{end}"
+        reason = f"nothing can be stored: {'no reason is known' if refusal is None else refusal.reason}{end}"
+        logged = f"nothing can be stored: {refusal}{end}"
         self._shared.storage_outage.begins(self.subject, logged, remind_s=_REMIND_S)
-        reason = f"nothing can be stored: {refusal.reason if refusal is not None else _NO_ROOM}{end}"
         if self.phase == "stopped" and reason == self._stop_told:
             return
         after, shown = self._enter_after_stop or self._enter_again, Change()

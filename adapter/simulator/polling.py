@@ -79,6 +79,7 @@ class PollService:
         self._check_pause()
         agent.polling += 1
         agent.poll_count += 1
+        agent.signed_in(self._request.at)  # ends a session that went without a poll for too long
         agent.last_seen = self._request.at
         self._connection.on_lost = self._left
         self._watcher.changed()

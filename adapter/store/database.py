@@ -280,9 +280,9 @@ class Database:
         row = self._connection.execute(sql.FIND_COMMAND, (command.work_no, command.kind, command.id)).fetchone()
         return command_of(row)
 
-    def forget_commands(self, finished_before: float) -> None:
-        """Forget commands whose result is older."""
-        self._connection.execute(sql.FORGET_COMMANDS, (finished_before,))
+    def forget_commands(self, finished_before: float, keep: int, at_once: int) -> int:
+        """Forget commands whose result is older, and all but the newest `keep`; give how many: `at_once` at most."""
+        return self._connection.execute(sql.FORGET_COMMANDS, (finished_before, keep, at_once)).rowcount
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole."""

@@ -68,10 +68,6 @@ class File:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageInUseError(str(self._path)) from None
-        log = self._path.with_name(self._path.name + "-wal")
-        if os.fstat(self._descriptor).st_size == 0 and log.exists() and log.stat().st_size:
-            # SQLite deletes the log of a database that is empty.
-            raise StorageDamagedError(str(self._path), "it is empty, and its write-ahead log is not")
         for suffix in _PARTS:
             # Somebody else may have made them, with GUIDs for all to read.
             part = self._path.with_name(self._path.name + suffix)
@@ -80,6 +76,10 @@ class File:
                     part.chmod(0o600)
                 except PermissionError as err:
                     _log.warning("storage: %s may be open to others: %s", part, err.strerror)
+        log = self._path.with_name(self._path.name + "-wal")
+        if os.fstat(self._descriptor).st_size == 0 and log.exists() and log.stat().st_size:
+            # SQLite deletes the log of a database that is empty.
+            raise StorageDamagedError(str(self._path), "it is empty, and its write-ahead log is not")
 
     def _connect(self, max_mb: int) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=64)

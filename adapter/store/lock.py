@@ -23,7 +23,11 @@ _BEAT_BYTES = 256
 
 
 class Lock:
-    """The lock on a database, held from construction to `release`."""
+    """The lock on a database, held from construction to `release`.
+
+    Attributes:
+        after_kill: Whether the process that had it before did not release it: it was killed, an instant ago perhaps.
+    """
 
     def __init__(self, database_path: Path) -> None:
         """Take the lock.
@@ -44,7 +48,9 @@ class Lock:
             else:
                 break
         # The heartbeat of a process that was killed is not ours.
+        self.after_kill = os.fstat(self._descriptor).st_size > 0
         os.ftruncate(self._descriptor, 0)
+        self.beat({})  # so that the next start knows of a kill from here on
 
     def beat(self, health: dict[str, Any]) -> None:
         """Replace the heartbeat. Where the disk is full it stays out: nothing else is to suffer from that."""

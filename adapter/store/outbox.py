@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 _FRESH = 2000
 """How many unsent entries are kept in memory besides the disk: some seconds of a busy centre, a few MB."""
 
+_FORGET_AT_ONCE = 1000
+"""How many commands are forgotten in one transaction: some milliseconds."""
+
 _INSIST_S = 2.0
 """When a change that nobody waits for is tried again."""
 
@@ -47,12 +50,14 @@ class Outbox:
         pending: The commands without a result when the program started, oldest first.
         restarted_after: Entries up to this row are from before the start.
         unmarked: Set whenever the broker has taken something over since the last mark (D4a).
+        after_kill: Whether the program was killed before this start.
         at_risk: Events that are in memory alone, since they could not be stored (D4).
         depth: Entries that wait, those in flight included.
     """
 
     def __init__(self, database: Database, thread: ThreadPoolExecutor) -> None:
         self._lock = database.lock
+        self.after_kill = database.lock.after_kill
         self._writer = Writer(database, thread, self._removals, self._off_the_disk, self._survivors)
         self._insisting: set[asyncio.Task[None]] = set()
         self._acknowledged: set[int] = set()
@@ -76,13 +81,12 @@ class Outbox:
     @property
     def writable(self) -> bool:
         """Whether another event could be stored: the last one was, and nothing waits for room."""
-        return self._writer.refusal is None and not self.at_risk
+        return self._writer.writable and not self.at_risk
 
     @property
     def refusal(self) -> StorageFullError | None:
-        """Why the last transaction that had something to write did not go through; `None` where it did."""
-        refusal = self._writer.refusal
-        return refusal if isinstance(refusal, StorageFullError) else None
+        """Why what could not be stored last could not; `None` where all could."""
+        return self._writer.refusal
 
     @property
     def in_hand(self) -> int:
@@ -137,9 +141,14 @@ class Outbox:
         found: CommandRecord | None = await self._writer.write(lambda database: database.admit(command))
         return found
 
-    async def forget_commands(self, finished_before: float) -> None:
-        """Forget commands whose result is older than a Unix time."""
-        await self._writer.write(lambda database: database.forget_commands(finished_before))
+    async def forget_commands(self, finished_before: float, keep: int) -> None:
+        """Forget commands whose result is older than a Unix time, and all but the newest `keep`.
+
+        They go a few at a time: an event that is to be stored does not wait for all of them.
+        """
+        gone = _FORGET_AT_ONCE
+        while gone == _FORGET_AT_ONCE:
+            gone = await self._writer.write(lambda database: database.forget_commands(finished_before, keep, gone))
 
     async def remember(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole over restarts."""

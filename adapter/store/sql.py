@@ -49,7 +49,12 @@ ADMIT_COMMAND = "INSERT OR IGNORE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?
 SAVE_COMMAND = "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FIND_COMMAND = "SELECT * FROM command WHERE work_no = ? AND kind = ? AND id = ?"
 PENDING_COMMANDS = "SELECT * FROM command WHERE result IS NULL ORDER BY received_at"
-FORGET_COMMANDS = "DELETE FROM command WHERE finished_at < ?"
+FORGET_COMMANDS = """
+DELETE FROM command WHERE (work_no, kind, id) IN (
+  SELECT work_no, kind, id FROM command WHERE finished_at <= max(?, coalesce((
+    SELECT finished_at FROM command WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1 OFFSET ?
+  ), 0)) ORDER BY finished_at LIMIT ?)
+"""
 KEEP_UNREADABLE = "INSERT INTO unreadable (at, work_no, reason, size_bytes, head) VALUES (?, ?, ?, ?, ?)"
 TRIM_UNREADABLE = f"DELETE FROM unreadable WHERE number <= (SELECT max(number) FROM unreadable) - {UNREADABLE_KEPT}"  # noqa: S608 - our own number
 TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - {ASIDE_KEPT}"  # noqa: S608 - our own number

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from adapter.errors import StorageDamagedError
+from adapter.errors import StorageDamagedError, StorageFullError
 from adapter.store.database import Database
 from adapter.store.records import Removals, Survivors
 
@@ -44,7 +44,8 @@ class Writer:
         survivors: Gives what is in memory when the file turns out to be damaged: from then on that is all there is.
 
     Attributes:
-        refusal: Why the last transaction that had something to write did not go through; `None` where it did.
+        writable: Whether the last transaction that had something to write went through.
+        refusal: Why the last one that did not go through did not; `None` where all did.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Writer:
         removed: Callable[[Removals, int], None],
         survivors: Callable[[], Survivors],
     ) -> None:
-        self.refusal: BaseException | None = None
+        self.writable = True
+        self.refusal: StorageFullError | None = None
         self._database = database
         self._thread = thread
         self._removals = removals
@@ -104,7 +106,7 @@ class Writer:
         if not self._waiting and not removals:
             return
         works: list[_Work] = []
-        if self.refusal is None or not removals.rows:
+        if self.writable or not removals.rows:
             works, self._waiting = self._waiting, works
         self._writing = True
         self._quiet.clear()
@@ -121,7 +123,7 @@ class Writer:
             self._waiting = [*works, *self._waiting]
             self.start()
         elif error is None:
-            self.refusal = None
+            self.writable = True
             count, *results = written.result()
             self._removed(removals, count)
             for work, result in zip(works, results, strict=True):
@@ -154,7 +156,9 @@ class Writer:
             self._quiet.set()
 
     def _refuse(self, refused: list[_Work], error: BaseException) -> None:
-        self.refusal = error
+        self.writable = False
+        if isinstance(error, StorageFullError):
+            self.refusal = error
         self._waiting = []
         for work in refused:
             if not work.done.done():
