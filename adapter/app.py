@@ -144,7 +144,7 @@ class App:
             async with asyncio.timeout(_SETTLE_S):
                 await self._link.settled.wait()
         self._link.settled.set()
-        self._fleet.start(self._config.agents)
+        self._fleet.start(self._config.agents, after_kill=self._outbox.after_kill)
         await self._fleet.clear(self._fleet.strangers())
         await self._bridge.introduce(self._config)
         await self._commands.restore(self._outbox.pending)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from adapter.agent.pace import AFTER_FAILURE_S
 from adapter.agent.poller import Poller
 from adapter.agent.presence import Shared
 from adapter.agent.session import Session
@@ -41,11 +42,17 @@ class Fleet:
         self._stopping = False
         self._records = dict(shared.outbox.agents)
 
-    def start(self, agents: Iterable[AgentConfig]) -> None:
-        """Start agents, their first requests spread over `hold`."""
+    def start(self, agents: Iterable[AgentConfig], *, after_kill: bool = False) -> None:
+        """Start agents, their first requests spread over `hold`.
+
+        Args:
+            agents: The agents.
+            after_kill: Whether a poll of theirs may have been cut just now, which the gateway sees as one that failed.
+        """
         starting = list(agents)
+        begin_s = AFTER_FAILURE_S if after_kill else 0.0
         for place, agent in enumerate(starting):
-            self._start(agent, place / len(starting) * self._shared.config.gateway.hold_s)
+            self._start(agent, begin_s + place / len(starting) * self._shared.config.gateway.hold_s)
 
     def _start(self, agent: AgentConfig, delay_s: float) -> None:
         if self._stopping:

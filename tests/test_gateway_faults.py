@@ -9,6 +9,7 @@ import gc
 import gzip
 import itertools
 import json
+import signal
 import tracemalloc
 import urllib.request
 import uuid
@@ -23,6 +24,7 @@ from adapter.errors import GatewayConnectionError, GatewayError, GatewayProtocol
 from adapter.gateway import Line
 from tests.adapter_support import running, wait_for, write
 from tests.broker_support import DEADLINE_S, Broker, Peer, free_ports
+from tests.cli_support import program
 from tests.hostile_support import (
     EMPTY,
     READY,
@@ -679,6 +681,21 @@ async def test_p5_poll_cut_by_a_hurried_stop_is_not_followed_at_once(tmp_path: P
             adapter.app.stop()
             adapter.app.stop()
             await asyncio.wait_for(adapter.task, DEADLINE_S)
+        async with stage.running():
+            await stage.polling("101")
+            _, second = stage.simulator.polls("101")
+
+    assert second.pause_s is not None
+    assert second.pause_s > 1
+
+
+async def test_p5_poll_cut_by_a_kill_is_not_followed_at_once(tmp_path: Path, shared_broker: Broker) -> None:
+    """P5: a poll that died with its process is followed, by a start at once, over 1 s later all the same."""
+    async with staged(tmp_path, shared_broker, hold_s=20.0) as stage:
+        async with program("run", "-c", write(tmp_path, stage.values())) as killed:
+            await stage.polling("101")
+            killed.send(signal.SIGKILL)
+            await killed.process.wait()
         async with stage.running():
             await stage.polling("101")
             _, second = stage.simulator.polls("101")

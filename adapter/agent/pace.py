@@ -14,7 +14,7 @@ from adapter.errors import GatewayError, RetcodeError
 _EARLY_S = 0.005
 """How early a timer may fire, and a little: never under P4's lower bound at the gateway."""
 
-_AFTER_FAILURE_S = 1.0
+AFTER_FAILURE_S = 1.0 + _EARLY_S
 """P5's lower bound."""
 
 _ROUND_TRIP_S = 0.1
@@ -62,11 +62,11 @@ class Pace:
             self._delays = self._backoff.delays()
         self.failures += 1
         self._next_at = self.now() + next(self._delays)
-        self._allowed_at = self.now() + _AFTER_FAILURE_S + _EARLY_S
+        self._allowed_at = self.now() + AFTER_FAILURE_S
 
     def cut(self) -> None:
         """Have another's request wait as after a failure: for the gateway, a request that we cut is one."""
-        self._allowed_at = self.now() + _AFTER_FAILURE_S + _EARLY_S
+        self._allowed_at = self.now() + AFTER_FAILURE_S
 
     def refused(self, error: GatewayError) -> None:
         """Have the next request wait as is due after `error`: a retcode is an HTTP 200 answer, all else a failure."""
