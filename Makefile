@@ -11,7 +11,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents clean programs
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,12 @@ wheel: dist/.built ## build the wheel into dist/
 
 bench-agents: $(VENV)/.development programs ## pauses, CPU and memory at 1,000 agents for two minutes
 	$(BIN)/python -m bench.agents --agents 1000 --seconds 120
+
+chaos: $(VENV)/.development programs ## 100 kills of the program, and the proof that nothing is lost; options: make chaos ARGS="--kills 20"
+	$(BIN)/python -m bench.chaos $(ARGS)
+
+soak: $(VENV)/.development programs ## 1,000 agents for 30 minutes with every trouble; options: make soak ARGS="--agents 200 --seconds 180"
+	$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(VENV)/.development ## put the code into form
 	$(BIN)/ruff format .

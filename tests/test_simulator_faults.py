@@ -285,7 +285,7 @@ async def test_the_ledger_has_every_poll_once_it_has_ended() -> None:
         first = simulator.emit_sample("101", "AgentState_Ready")
         await poll(simulator)
         second = simulator.emit_sample("101", "AgentState_Busy")
-        simulator.script("101", faults.drop(40), faults.slow(20))
+        simulator.script("101", faults.drop(-1), faults.slow(20))
         await poll(simulator)
         third = simulator.emit_sample("101", "AgentState_Work")
         async with raw_connection(simulator) as (reader, writer):

@@ -27,7 +27,8 @@ class Fault:
         message: Text that goes with `retcode`.
         hang: Whether no answer comes at all, until the client leaves.
         drop: Whether the connection is closed at once, without an answer.
-        drop_after_bytes: Cut the regular answer after so many bytes of it (its head counted in).
+        drop_after_bytes: Cut the regular answer after so many bytes of it (its head counted in); negative: so many
+            before its end.
         bytes_per_s: Send the answer slowly.
         framing: How the end of the body is told.
         headers: Header lines to add; a name that the answer has already is replaced.
@@ -79,7 +80,8 @@ def status(code: int, body: bytes = b"") -> Fault:
 def drop(after_bytes: int | None = None) -> Fault:
     """Close the connection without an answer, or after so many bytes of the regular one.
 
-    With a number the answer is made first, so an event that it carries is lost (also with 0).
+    With a number the answer is made first, so an event that it carries is lost (also with 0). A negative number counts
+    from the end: the answer lacks so many bytes.
     """
     return Fault(drop=True) if after_bytes is None else Fault(drop_after_bytes=after_bytes)
 
