@@ -14,7 +14,16 @@ FLOORS = (
     ("config.nodes", "config.source", "config.rules", "config.words", "config.grammar", "config.check"),
     ("config.schema", "config.settings", "config.report", "config", "contracts"),
     # 3 ports
-    ("store.sql", "store.lock", "store.newest", "store.database", "store.writer", "store.outbox"),
+    (
+        "store.sql",
+        "store.lock",
+        "store.newest",
+        "store.file",
+        "store.rows",
+        "store.database",
+        "store.writer",
+        "store.outbox",
+    ),
     ("gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),

@@ -456,7 +456,7 @@ async def test_a_repeated_command_finds_the_first(outbox: Outbox) -> None:
     assert await outbox.admit(other) is None
     await outbox.commit(Change(commands=[done]))
     assert await outbox.admit(repeat) == done
-    await outbox.forget_commands(100.5)
+    await outbox.forget_commands(100.5, keep=10)
     assert await outbox.admit(repeat) is None
 
 

@@ -61,7 +61,7 @@ class Outbox:
         self._writer = Writer(database, thread, self._removals, self._off_the_disk, self._survivors)
         self._insisting: set[asyncio.Task[None]] = set()
         self._acknowledged: set[int] = set()
-        self._reserved_row = self._committed_row = database.last_row
+        self._reserved_row = database.last_row
         self._cursor = 0
         self._fresh: deque[Entry] = deque()
         self._fresh_follows = database.last_row
@@ -108,7 +108,6 @@ class Outbox:
             self._fresh.extend(
                 Entry(row, change.made_at, message) for row, message in zip(rows, change.outgoing, strict=True)
             )
-            self._committed_row = max(self._committed_row, rows.stop - 1)
             self.depth += len(rows)
             if change.agent is not None:
                 self.agents[change.agent.work_no] = change.agent
@@ -146,9 +145,9 @@ class Outbox:
 
         They go a few at a time: an event that is to be stored does not wait for all of them.
         """
-        gone = _FORGET_AT_ONCE
-        while gone == _FORGET_AT_ONCE:
-            gone = await self._writer.write(lambda database: database.forget_commands(finished_before, keep, gone))
+        forget = partial(Database.forget_commands, finished_before=finished_before, keep=keep, at_once=_FORGET_AT_ONCE)
+        while await self._writer.write(forget) == _FORGET_AT_ONCE:
+            pass
 
     async def remember(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole over restarts."""
@@ -176,8 +175,6 @@ class Outbox:
     def rewind(self) -> None:
         """Begin the line again at its oldest entry: what was in flight on a lost connection goes again, in order."""
         self._cursor = 0
-        self._fresh.clear()
-        self._fresh_follows = self._committed_row
         self._in_hand = {row: self._in_hand[row] for row in self._acknowledged}
         self._newest.rewind()
         self.changed.set()

@@ -1,0 +1,338 @@
+"""What happens to storage in the field, done for real to a running adapter: D1, D2, D4, D5, D6, P12."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from adapter import publisher
+from adapter.agent.presence import Timing
+from adapter.config import Backoff
+from adapter.errors import StorageDamagedError
+from adapter.store import outbox as outbox_module
+from adapter.store.database import Database
+from tests.adapter_support import Running, write
+from tests.broker_support import Broker
+from tests.cli_support import run_program
+from tests.stage_support import Stage, staged
+from tests.storage_support import fill, limit_file_size, limit_pages, started
+
+
+def big(work_no: str, number: int, size: int = 60_000) -> dict[str, object]:
+    """Make an event that the write-ahead log has to grow for, with a number to know it by."""
+    return {"eventType": "Big", "workNo": work_no, "content": {"number": number, "text": "x" * size}}
+
+
+def came(stage: Stage, work_no: str) -> list[tuple[int, int]]:
+    """List `seq` and number of the events that came, each once, in the order of their coming."""
+    seen = [(event["seq"], event["content"]["number"]) for event in stage.json(f"{work_no}/events")]
+    return list(dict.fromkeys(seen))
+
+
+def in_order(first: int, last: int) -> list[tuple[int, int]]:
+    """Number what must have come."""
+    return [(number, number) for number in range(first, last + 1)]
+
+
+async def none_polls(stage: Stage, *work_nos: str) -> bool:
+    """Watch for a second whether no poll of these agents starts."""
+    before = [len(stage.simulator.polls(work_no)) for work_no in work_nos]
+    end = time.monotonic() + 1.0
+    await stage.simulator.wait_for(lambda: time.monotonic() > end)
+    return before == [len(stage.simulator.polls(work_no)) for work_no in work_nos]
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"), [("full", "the disk is full"), ("failing", "disk I/O error")], ids=["full", "failing"]
+)
+async def test_d4_no_room_stops_the_polls_and_loses_nothing(
+    tmp_path: Path, shared_broker: Broker, harm: str, reason: str
+) -> None:
+    """D2, D4: a disk is full, or fails to write: no poll starts, all is said, and goes on by itself with room."""
+    async with (
+        staged(tmp_path, shared_broker, agents=["101", "102"]) as stage,
+        started(stage, disk="3m" if harm == "full" else None) as adapter,
+    ):
+        for work_no in ("101", "102"):
+            stage.simulator.emit(work_no, big(work_no, 1))
+            await stage.wait(f"{work_no}/events", seq=1)
+        await adapter.wait_metric("outbox_entries", 0)
+        if harm == "full":
+            ballast = fill(adapter.directory)
+        else:
+            limit_file_size(adapter.pid, 4096)
+        await stage.polling("101")
+        for number in range(2, 5):
+            stage.simulator.emit("101", big("101", number))
+        told = await stage.wait("101/session", phase="stopped")
+        await stage.wait("102/session", phase="stopped")
+        for work_no in ("101", "102"):
+            await stage.peer.wait_for_payload(stage.topic(f"{work_no}/availability"), b"offline")
+
+        assert told["message"] == f"nothing can be stored: {reason}"
+        assert await none_polls(stage, "101", "102")
+        assert await adapter.metric("events_at_risk") == 1
+        assert not await adapter.ready()
+
+        if harm == "full":
+            ballast.unlink()
+        else:
+            limit_file_size(adapter.pid, None)
+        await stage.wait_count("101/events", 4)
+        await stage.wait_count("102/session", 3)
+        await stage.peer.wait_for(lambda: stage.on("101/availability")[-1].payload == b"online")
+        assert came(stage, "101") == in_order(1, 4)
+        assert [each["phase"] for each in stage.json("102/session")] == ["polling", "stopped", "polling"]
+        assert await adapter.metric("events_at_risk") == 0
+        assert await adapter.ready()
+        adapter.program.send(signal.SIGTERM)
+        assert await adapter.program.ended() == 0
+        (first, last) = adapter.lines(" storage: ")
+        assert f"outbox.db: {reason}; trying again" in first
+        assert " warning " in first
+        assert "back after" in last
+        assert " info " in last
+
+
+async def test_d4_what_is_lost_at_the_end_is_said(tmp_path: Path, shared_broker: Broker) -> None:
+    """D4, D7: stopped on a full disk it ends in time with exit code 0, and says that an event goes with it."""
+    async with staged(tmp_path, shared_broker) as stage, started(stage, disk="3m") as adapter:
+        stage.simulator.emit("101", big("101", 1))
+        await stage.wait("101/events", seq=1)
+        fill(adapter.directory)
+        stage.simulator.emit("101", big("101", 2))
+        await stage.wait("101/session", phase="stopped")
+        adapter.program.send(signal.SIGTERM)
+
+        assert await adapter.program.ended() == 0
+        assert adapter.lines("agent 101: lost at the end, since nothing can be stored: 1 events")
+
+
+async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """D2, D4: without a broker the backlog grows to `storage.max_mb` and no further; with it all comes out in order."""
+    caplog.set_level("INFO", "adapter.outage")
+    timing = Timing(store_again_s=0.2)
+    async with (
+        staged(tmp_path, broker) as stage,
+        stage.running(timing=timing, storage={"path": "outbox.db", "max_mb": 8}) as adapter,
+    ):
+        await stage.polling("101")
+        broker.stop()
+        outbox, number = adapter.app._outbox, 0
+
+        def handed_over(count: int) -> bool:
+            return outbox.depth + outbox.at_risk == count
+
+        while not outbox.at_risk:
+            number += 1
+            stage.simulator.emit("101", big("101", number, 700_000))
+            await stage.simulator.wait_for(partial(handed_over, number))
+        stage.simulator.emit("101", big("101", number + 1))
+        assert await none_polls(stage, "101")
+        assert 10 < number < 20
+        assert outbox.at_risk == 1
+        assert not outbox.writable
+        health = await adapter.app._bridge.health()
+        assert b'"atRisk":1' in health.payload
+
+        broker.start()
+        await stage.peer.wait_subscribed()
+        reason = "storage.max_mb (8) is reached"
+        await stage.wait("101/session", phase="stopped", message=f"nothing can be stored: {reason}")
+        await stage.wait_count("101/event", number + 1)
+        assert came(stage, "101") == in_order(1, number + 1)
+        await stage.peer.wait_for(lambda: stage.json("101/session")[-1]["phase"] == "polling")
+        lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("storage: ")]
+        assert len(lines) == 2
+        assert f"outbox.db: {reason}" in lines[0]
+
+
+async def test_d4_what_the_gateway_makes_of_it_is_said_and_mended(tmp_path: Path, shared_broker: Broker) -> None:
+    """D4, P6: too long without a poll the gateway signs agents out: that is said, and who may is signed in again."""
+    timing = Timing(store_again_s=0.1, signed_out_after_s=1.0, again=Backoff(initial_s=0.1, maximum_s=1.0))
+    async with staged(tmp_path, shared_broker, agents=["101", "102"], poll_max_time_s=1.0) as stage:
+        stage.simulator.sign_out("101")
+        agents = [
+            {"work_no": "101", "sign_in": {"password": "pw-101", "phone": "8101", "again": True}},
+            {"work_no": "102", "guid": stage.simulator.guid("102")},
+        ]
+        async with stage.running(timing=timing, agents=agents) as adapter:
+            for work_no in ("101", "102"):
+                await stage.polling(work_no)
+            limit_pages(adapter, full=True)
+            stage.simulator.emit("102", big("102", 1, 300_000))
+            for work_no in ("101", "102"):
+                await stage.wait(
+                    f"{work_no}/session",
+                    phase="stopped",
+                    message="nothing can be stored: the disk is full; "
+                    "not polled for over 1 s: the gateway has signed the agent out by now",
+                )
+            limit_pages(adapter, full=False)
+            await stage.wait("102/events", seq=1)
+            await stage.wait("102/session", phase="signed_out")
+            await stage.simulator.wait_for(lambda: stage.simulator.signed_in("101"))
+            await stage.polling("101")
+            await stage.peer.wait_for(lambda: stage.json("101/session")[-1]["phase"] == "polling")
+            await stage.peer.wait_for(lambda: stage.on("101/availability")[-1].payload == b"online")
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "relative"])
+async def test_d5_a_link_is_no_way_in(tmp_path: Path, shared_broker: Broker, link: str) -> None:
+    """D5: exit code 3, by whichever name another process comes to the same file."""
+    async with staged(tmp_path, shared_broker) as stage, stage.running() as adapter:
+        await stage.polling("101")
+        other = tmp_path / "other"
+        other.mkdir()
+        if link == "symbolic":
+            (other / "outbox.db").symlink_to(tmp_path / "outbox.db")
+        elif link == "hard":
+            (other / "outbox.db").hardlink_to(tmp_path / "outbox.db")
+        where = "../other/../outbox.db" if link == "relative" else "outbox.db"
+        path = write(other, stage.values(storage={"path": where}))
+
+        second = await run_program("run", "-c", path)
+
+        assert second.process.returncode == 3
+        (line,) = second.err
+        assert line.endswith("in use by another process; each adapter needs a storage.path of its own")
+        assert not adapter.task.done()
+
+
+def left_by_a_kill(directory: Path) -> Path:
+    """Leave a database as a kill does: with a write-ahead log that holds all of it."""
+    path = directory / "outbox.db"
+    child = os.fork()
+    if child == 0:
+        database = Database(path, 64)
+        database.run([lambda database: database.set_meta("key", b"v" * 100_000)])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert path.with_name("outbox.db-wal").stat().st_size > 100_000
+    return path
+
+
+@pytest.mark.parametrize("harm", ["half", "text", "no text", "no row", "emptied", "gone"])
+def test_d6_what_is_damaged_is_set_aside_whole(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    """D6: renamed with its log, for its owner alone, and said loudly; twice in a second too; a new one serves."""
+    for round_ in (1, 2):
+        path = left_by_a_kill(tmp_path)
+        log = path.with_name("outbox.db-wal").read_bytes()
+        if harm in {"emptied", "gone"}:
+            path.unlink()
+        else:
+            with contextlib.closing(sqlite3.connect(path)) as other:  # its end folds the log in
+                other.execute("INSERT INTO agent VALUES ('101', 'SECRET', NULL, '[]', 1, x'', 0, 0)")
+                if harm == "no text":
+                    other.execute("UPDATE agent SET guid = CAST(x'5345435245ff' AS TEXT)")
+                elif harm == "no row":
+                    other.execute("UPDATE agent SET cookies = 'SECRET'")
+                other.commit()
+        if harm == "emptied":
+            path.touch()
+        elif harm == "text":
+            path.write_text("not a database, but somebody's notes\n" * 100)
+        elif harm == "half":
+            os.truncate(path, path.stat().st_size // 2)
+        if harm != "gone":
+            path.chmod(0o644)
+
+        with Database(path, 64) as database:
+            assert database.run([lambda database: database.set_meta("new", b"v")]) == [None]
+            modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+
+        asides = [file for file in tmp_path.glob("outbox.db.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
+        assert len(asides) == round_
+        assert modes == {0o600}
+        if harm in {"emptied", "gone"}:
+            assert log in [file.read_bytes() for file in tmp_path.glob("*.damaged-*-wal")]
+    assert caplog.text.count("is damaged (") == 2
+    assert "SECRE" not in caplog.text
+
+
+def overwrite(directory: Path) -> None:
+    """Write over all of an open database, as a disk does that has lost its mind."""
+    for name in ("outbox.db", "outbox.db-wal"):
+        with (directory / name).open("r+b") as file:
+            file.write(b"\xa5" * os.fstat(file.fileno()).st_size)
+
+
+def delete(directory: Path) -> None:
+    """Delete an open database."""
+    for path in directory.glob("outbox.db*"):
+        path.unlink()
+
+
+def forget_pages(adapter: Running) -> None:
+    """Have SQLite read from the disk again what it remembers: a database of a real size is not all in memory."""
+    adapter.app._outbox._writer._database._connection.execute("PRAGMA shrink_memory")
+
+
+@pytest.mark.parametrize("harm", [overwrite, delete])
+async def test_d6_damage_shows_while_it_runs(
+    tmp_path: Path, shared_broker: Broker, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """D2, D6: set aside and said; what is in memory goes on: polls, GUIDs, `seq`, and events, none of them lost."""
+    async with staged(tmp_path, shared_broker, agents=["101", "102"], guid_interval_s=0.5) as stage:
+        async with stage.running() as adapter:
+            for work_no in ("101", "102"):
+                stage.simulator.emit(work_no, big(work_no, 1))
+                await stage.wait(f"{work_no}/events", seq=1)
+            await stage.simulator.wait_for(lambda: not adapter.app._outbox.depth)
+            first = stage.simulator.guid("102")
+            await stage.simulator.wait_for(lambda: stage.simulator.guid("102") != first)
+            harm(tmp_path)
+            forget_pages(adapter)
+            if harm is delete:
+                with pytest.raises(StorageDamagedError):  # health looks for it every minute
+                    await adapter.app._outbox.measure()
+            for number in range(2, 5):
+                stage.simulator.emit("101", big("101", number))
+            await stage.wait("101/events", seq=4)
+            assert adapter.app._outbox.writable
+        assert came(stage, "101") == in_order(1, 4)
+
+        async with stage.running():  # each of them from what the new file holds
+            for work_no, number in (("101", 5), ("102", 2)):
+                stage.simulator.emit(work_no, big(work_no, number))
+                await stage.wait(f"{work_no}/events", seq=number)
+        assert came(stage, "102") == in_order(1, 2)
+    said = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("a new one begun")
+
+
+@pytest.mark.parametrize("in_memory", [2000, 2])
+async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
+    tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    """D6: what waits and is in memory goes out; what is in the damaged file alone is counted; and on it goes."""
+    monkeypatch.setattr(outbox_module, "_FRESH", in_memory)
+    monkeypatch.setattr(publisher, "_READ_AGAIN_S", 0.1)
+    async with staged(tmp_path, broker) as stage, stage.running() as adapter:
+        await stage.polling("101")
+        broker.stop()
+        for number in range(1, 5):
+            stage.simulator.emit("101", big("101", number))
+        await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 4)
+        overwrite(tmp_path)
+        forget_pages(adapter)
+
+        broker.start()
+        await stage.peer.wait_subscribed()
+        await stage.wait("101/events", seq=4)
+        stage.simulator.emit("101", big("101", 5))
+        await stage.wait("101/events", seq=5)
+
+        assert came(stage, "101") == in_order(1 if in_memory > 4 else 3, 5)
+        assert ("storage: 2 messages that waited for the broker are in the damaged file alone" in caplog.text) is (
+            in_memory < 4
+        )
+        await stage.simulator.wait_for(lambda: not adapter.app._outbox.depth)
