@@ -18,7 +18,7 @@ from typing import Literal, cast
 
 from adapter.agent.presence import Shared, Timing
 from adapter.bridge import Bridge
-from adapter.commands import REMEMBERED_S, Commands
+from adapter.commands import Commands
 from adapter.config import Config, load
 from adapter.config.report import difference
 from adapter.errors import AdapterError, CommandError, StorageError, StorageFullError
@@ -148,6 +148,7 @@ class App:
         await self._fleet.clear(self._fleet.strangers())
         await self._bridge.introduce(self._config)
         await self._commands.restore(self._outbox.pending)
+        self._commands.begin()
         return link
 
     async def reload(self) -> dict[str, list[str]]:
@@ -239,7 +240,7 @@ class App:
         try:
             self._link.publish(await self._bridge.health())
             await self._bridge.refresh_info()
-            await self._outbox.forget_commands(datetime.now(UTC).timestamp() - REMEMBERED_S)
+            await self._commands.forget()
         except StorageError as error:
             _log.debug("report: %s", error)
 

@@ -4,6 +4,7 @@ Rules of this file: a command is acknowledged to the broker when it is stored, n
 the door is stored with its result, so that no restart can take it for one that waits; no payload is ever logged.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from adapter.command import (
     sender_id,
     settled,
 )
-from adapter.errors import CommandError
+from adapter.errors import CommandError, StorageFullError
 from adapter.event import new_id
 from adapter.gateway import is_guid
 from adapter.intake import Flood, Line, when_stored
@@ -38,8 +39,18 @@ _BATCH, _REST_S = 25, 0.05
 """500 commands a second for all agents together: a fraction of what one core does, and all agents of a large centre
 within seconds. Beyond that QoS 1 messages wait at the broker, and what comes with QoS 0 is dropped."""
 
-REMEMBERED_S = 3600.0
+_REMEMBERED_S = 3600.0
 """How long a result is remembered, to answer a repeated id with it (C4)."""
+
+_REMEMBERED_PER_MB = 256
+"""How many results are remembered for each MiB of `storage.max_mb`: about a quarter of it, or who sends made-up ids
+could fill it, and polling would stop (D4). The default has room for what three agents' topics can take in an hour."""
+
+_EARLY = 1000
+"""Commands that may come before the agents are there."""
+
+_FORGET_EVERY = 500
+"""After how many commands it is seen to that no more are remembered."""
 
 
 class Commands:
@@ -54,7 +65,10 @@ class Commands:
         self._pollers = pollers
         self._flood = flood
         self._prefix = shared.config.mqtt.response_prefix
+        self._remembered = shared.config.storage.max_mb * _REMEMBERED_PER_MB
+        self._taken = 0
         self._line = Line("commands", batch=_BATCH, rest_s=_REST_S)
+        self._early: list[tuple[Received, str, str, Callable[[], None]]] | None = []
         self._closed = False
 
     def receive(self, received: Received, work_no: str, kind: str, acknowledge: Callable[[], None]) -> None:
@@ -67,6 +81,9 @@ class Commands:
             acknowledge: Sends the PUBACK.
         """
         if self._closed:
+            return
+        if self._early is not None and len(self._early) < _EARLY:
+            self._early.append((received, work_no, kind, acknowledge))
             return
         self._shared.counters.commands += 1
         # All unknown agents count as one, or a sender who makes up numbers could fill the memory.
@@ -84,12 +101,26 @@ class Commands:
             self._flood.drop(target)
             acknowledge()
 
+    def begin(self) -> None:
+        """Do what has come meanwhile, now that the agents are there: before, each of them was unknown."""
+        early, self._early = self._early or [], None
+        for received in early:
+            self.receive(*received)
+
     async def restore(self, pending: list[CommandRecord]) -> None:
         """Go on with the commands that had no result when the program ended."""
         for command in pending:
             change = self._hand_over(command)
             if change:
                 await self._shared.outbox.insist(change)
+
+    async def forget(self) -> None:
+        """Forget results that are old, or too many.
+
+        Raises:
+            StorageFullError: Not even that can be stored.
+        """
+        await self._shared.outbox.forget_commands(time.time() - _REMEMBERED_S, self._remembered)
 
     async def close(self) -> None:
         """Take no more; wait until what was received is stored, or cannot be."""
@@ -116,6 +147,10 @@ class Commands:
             change = self._hand_over(command)
             if change:
                 await when_stored(self._shared, "commands", partial(outbox.commit, change))
+        self._taken += 1
+        if self._taken % _FORGET_EVERY == 0:
+            with contextlib.suppress(StorageFullError):
+                await self.forget()
 
     def _judged(self, received: Received, work_no: str, kind: str) -> CommandRecord:
         """Make the command that a message is; one that is refused already has its result."""

@@ -15,6 +15,9 @@ from adapter.topics import Topics
 _ROOM = 4
 """How much call data may wait for an agent (C2)."""
 
+_LONGEST_S = 3600.0
+"""The longest `ttl` (C1): what was stored before the clock was set back waits no longer than that."""
+
 
 class Mailbox:
     """Call data in the order of its coming; the first goes with the next poll.
@@ -41,7 +44,8 @@ class Mailbox:
         self.waiting.append(command)
         if command.expires_at is not None:
             loop = asyncio.get_running_loop()
-            self._timers[command.id] = loop.call_later(command.expires_at - time.time(), self._expire, command)
+            ttl_s = min(command.expires_at - time.time(), _LONGEST_S)
+            self._timers[command.id] = loop.call_later(ttl_s, self._expire, command)
 
     def take(self) -> str | None:
         """Give the call data that goes with the poll that now begins; `None` where none waits."""
@@ -60,7 +64,7 @@ class Mailbox:
     def not_sent(self) -> None:
         """Let what went with a failed poll go again with the next, unless its time is over."""
         command, self._under_way = self._under_way, None
-        if command is not None and command.expires_at is not None and command.expires_at <= time.time():
+        if command is not None and command.expires_at is not None and command.id not in self._timers:
             self._expire(command)
 
     def reject_all(self, change: Change, reason: str) -> None:
@@ -83,6 +87,7 @@ class Mailbox:
 
     def _expire(self, command: CommandRecord) -> None:
         """End the tries of call data whose time is over, but not a poll under way."""
+        self._timers.pop(command.id, None)
         if command is self._under_way:
             return
         self._remove(command)

@@ -22,6 +22,8 @@ from typing import Any, Literal, NoReturn, Self
 
 from paho.mqtt.client import Client, MQTTMessage, error_string
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from adapter.config import MqttConfig
@@ -49,6 +51,17 @@ ACK_TIMEOUT_S = 60.0
 
 FLUSH_S = 3.0
 """Seconds that a clean end may take to write what is still in line, DISCONNECT included."""
+
+IN_FLIGHT = 200
+"""QoS 1 messages in flight at most, whatever the broker allows: enough for thousands a second over a slow link. paho
+reads as many packets in one go as there are messages in flight, and everything else waits for it."""
+
+_RECEIVE_MAXIMUM = 100
+"""Commands that a broker may send without an acknowledgment: the rest waits there, and not in our memory."""
+
+_MAXIMUM_PACKET_BYTES = 4 * 1024 * 1024
+"""The largest packet that a broker may send: some times the largest event. MQTT allows 256 MB, which anybody who may
+publish commands could have us hold. A 3.1.1 broker cannot be told; its own limit has to do."""
 
 _NOT_SPOKEN = 0x84
 _LOG_IN_REFUSED = frozenset({0x86, 0x87, 0x8A, 0x8C})
@@ -145,8 +158,8 @@ class Connection:
     def publish(self, message: Message, on_ack: OnAck | None = None) -> None:
         """Hand a message to the broker, in order; returns at once, and `on_ack` comes later, never from within.
 
-        More than `receive_maximum` are not sent: what exceeds it waits here, in order, for a PUBACK. A connection
-        that is lost acknowledges nothing any more.
+        More than `receive_maximum`, or `IN_FLIGHT`, are not sent: what exceeds it waits here, in order, for a PUBACK.
+        A connection that is lost acknowledges nothing any more.
 
         Args:
             message: What to publish.
@@ -160,7 +173,7 @@ class Connection:
         self._check()
         if message.qos == 0:
             self._send(message, on_ack or _nobody_asks)
-        elif self._held or len(self._acks) >= self.receive_maximum:
+        elif self._held or not self._has_room():
             self._held.append((message, on_ack or _nobody_asks))
         else:
             self._send(message, on_ack or _nobody_asks)
@@ -237,7 +250,8 @@ class Connection:
         config, seconds = self._config, self._connect_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                await self._line.connect(config.host, config.port, config.keepalive_s, seconds)
+                properties = _connect_properties() if self._five else None
+                await self._line.connect(config.host, config.port, config.keepalive_s, seconds, properties)
                 await self._connack
         except TimeoutError as err:
             raise BrokerConnectionError(f"{self._place}: no answer within {seconds:g} s") from err
@@ -266,6 +280,9 @@ class Connection:
     def _check(self) -> None:
         if self._gone.is_set():
             raise self._loss
+
+    def _has_room(self) -> bool:
+        return len(self._acks) < min(self.receive_maximum, IN_FLIGHT)
 
     def _end(self, reason: str) -> None:
         if self._gone.is_set():
@@ -318,7 +335,7 @@ class Connection:
             return
         self.acknowledged += 1
         self._loop.call_soon(on_ack, parse_refusal(reason))
-        while self._held and len(self._acks) < self.receive_maximum:
+        while self._held and self._has_room():
             self._send(*self._held.popleft())
 
     def _on_subscribe(self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _: object) -> None:
@@ -334,6 +351,13 @@ class Connection:
         if received.qos:
             self._unacknowledged[received.mid] = received
         self._loop.call_soon(self._on_message, received)
+
+
+def _connect_properties() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho leaves it untyped
+    properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+    properties.MaximumPacketSize = _MAXIMUM_PACKET_BYTES
+    return properties
 
 
 def _explain(err: Exception) -> str:

@@ -19,9 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client
+from paho.mqtt.properties import Properties
 
 TICK_S = 0.5
 """Seconds between looks at the keepalive; small against the shortest keepalive, which is one second."""
+
+TURN_S = 0.002
+"""How long packets are read before everything else has its turn, however many there are: polls must not wait."""
 
 
 class PahoLoop:
@@ -37,13 +41,16 @@ class PahoLoop:
         self._on_tick = on_tick
         self._loop = asyncio.get_running_loop()
         self._fd = -1
+        self._reading_on: asyncio.Handle | None = None
         self._pending: Callable[[], int] = _nothing_pending
         self._timer: asyncio.TimerHandle | None = None
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_register_write
         client.on_socket_unregister_write = self._on_unregister_write
 
-    async def connect(self, host: str, port: int, keepalive_s: int, timeout_s: float) -> None:
+    async def connect(
+        self, host: str, port: int, keepalive_s: int, timeout_s: float, properties: Properties | None = None
+    ) -> None:
         """Open the connection and send CONNECT; the answer comes by the client's `on_connect`.
 
         May be cancelled at any time: CONNECT is not sent then, and the socket is closed as soon as there is one.
@@ -53,6 +60,7 @@ class PahoLoop:
             port: Its port.
             keepalive_s: Seconds of silence after which paho asks whether the broker is still there.
             timeout_s: Seconds for each step: TCP, TLS, websocket. The whole is the caller's to limit.
+            properties: Those of CONNECT, with MQTT 5.
 
         Raises:
             OSError: It is not there, or a handshake failed.
@@ -63,7 +71,7 @@ class PahoLoop:
         # Not in the loop's executor: asyncio.run() waits for its threads, and a name look-up can take minutes.
         threading.Thread(
             target=_connect_blocking,
-            args=(self._client, host, port, keepalive_s, self._loop, opened),
+            args=(self._client, host, port, keepalive_s, properties, self._loop, opened),
             name=f"mqtt-connect[{host}:{port}]",
             daemon=True,
         ).start()
@@ -88,6 +96,8 @@ class PahoLoop:
     def _detach(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._reading_on is not None:
+            self._reading_on.cancel()
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
@@ -99,10 +109,17 @@ class PahoLoop:
         self._client.loop_misc()
 
     def _read(self) -> None:
+        if self._reading_on is not None:
+            self._reading_on.cancel()
+            self._reading_on = None
+        ends_at = self._loop.time() + TURN_S
         self._client.loop_read()
         # One TLS record can hold many packets. Once it is decrypted the socket no longer counts as readable,
         # so the rest would lie until the broker sends something more.
         while self._fd >= 0 and self._pending():
+            if self._loop.time() >= ends_at:
+                self._reading_on = self._loop.call_soon(self._read)
+                return
             self._client.loop_read()
 
     def _on_socket_close(self, _client: Client, _userdata: object, _sock: object) -> None:
@@ -122,12 +139,13 @@ def _connect_blocking(  # noqa: PLR0913, PLR0917 - what a thread is given
     host: str,
     port: int,
     keepalive_s: int,
+    properties: Properties | None,
     loop: asyncio.AbstractEventLoop,
     opened: asyncio.Future[None],
 ) -> None:
     error: Exception | None = None
     try:
-        client.connect(host, port, keepalive_s)
+        client.connect(host, port, keepalive_s, properties=properties)
     except (OSError, ValueError, IndexError) as err:  # the last two: paho reading what is no websocket answer
         _close_leftovers(err)
         error = err if isinstance(err, OSError) else ValueError(str(err))
