@@ -28,6 +28,7 @@ import httpx
 from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer, unpack
 from adapter.config import GatewayConfig
 from adapter.errors import GatewayConnectionError, GatewayProtocolError
+from adapter.event import read_json
 
 _GUID = re.compile(r"[!-:<-~]{1,1024}")
 """What a GUID may be made of: printable ASCII, no blank and no semicolon, so that it can be a header's value."""
@@ -39,6 +40,9 @@ that a gateway which is not there is told apart from one whose answer was lost."
 _KEEP_ALIVE_S = 120.0
 """How long an idle connection is kept: longer than the longest pause between two polls of an agent (P5)."""
 
+
+_CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s"';]+)""", re.IGNORECASE)
+"""What Content-Type declares. httpx asks the email package, which fails with a TypeError at some such headers."""
 
 _QUOTED = re.compile(r"""[ :]*\b(?:bytearray\(|b['"]).*""", re.DOTALL)
 """Where h11's errors quote the bytes that they are about: ``illegal header line: bytearray(b'Set-GUID: ...')``."""
@@ -213,7 +217,8 @@ class Line:
         if len(text) > MAX_ANSWER_BYTES:
             reason = f"over {MAX_ANSWER_BYTES} bytes"
             raise GatewayProtocolError(reason, head=text[:HEAD_BYTES], size_bytes=len(text))
-        return Reply(parse_answer(text, response.charset_encoding), asyncio.get_running_loop().time())
+        charset = _CHARSET.search(response.headers.get("content-type", ""))
+        return Reply(parse_answer(text, None if charset is None else charset[1]), asyncio.get_running_loop().time())
 
     async def _read(self, response: httpx.Response) -> bytes:
         """Take what the head of an answer brings, and give its body, cut off at a little over `MAX_ANSWER_BYTES`."""
@@ -308,5 +313,5 @@ def _reason(err: Exception | None) -> str:
 
 
 def result_of(answer: Answer) -> Any:  # noqa: ANN401 - whatever JSON the gateway sent
-    """Decode the member ``result`` of an answer; `None` where it has none."""
-    return None if answer.result is None else json.loads(bytes(answer.result))
+    """Decode the member ``result`` of an answer, as `read_json` does; `None` where it has none."""
+    return None if answer.result is None else read_json(answer.result)

@@ -118,11 +118,10 @@ class Hostile:
         url: The gateway's address.
         tls: What it shows to connections from the next `open` on.
         ca_file: What to trust it by.
+        status: What it answers to other requests than polls.
         heads: The requests' heads, of all connections.
         polls: Those that are polls.
-        connections: How many connections came as far as TLS.
-        accepted: How many connections were made.
-        wires: All of them, to do something with.
+        wires: The connections that came as far as TLS.
     """
 
     def __init__(
@@ -144,6 +143,7 @@ class Hostile:
         self._port = 0
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.status = STATUS
         self.heads: list[bytes] = []
         self.wires: list[Wire] = []
 
@@ -221,7 +221,7 @@ class Hostile:
 
     async def _answer(self, wire: Wire, head: bytes) -> None:
         if b"/resource/agentevent/" not in head:
-            await wire.send(ok(STATUS))
+            await wire.send(ok(self.status))
             return
         if not self._scripts:
             await asyncio.sleep(_QUIET_S)

@@ -21,7 +21,7 @@ import pytest
 
 from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES
 from adapter.errors import GatewayConnectionError, GatewayError, GatewayProtocolError
-from adapter.gateway import Line
+from adapter.gateway import Line, result_of
 from tests.adapter_support import running, wait_for, write
 from tests.broker_support import DEADLINE_S, Broker, Peer, free_ports
 from tests.cli_support import program
@@ -200,11 +200,14 @@ async def test_p5_refusal_is_no_lost_answer_however_it_ends(tmp_path: Path, scri
         ok(zlib.compress(READY), b"Content-Encoding: deflate"),
         ok(READY, b"Content-Encoding: nonsense"),
         ok(READY, b"Content-Type: image/png; charset=\xff", b"X: \xe9\xff"),
+        ok(READY, b"Content-Type: text/html; name*0*=a; name*=b"),
+        ok(READY.decode().encode("utf-16"), b"Content-Type: text/html; Charset = 'UTF-16'; x=y"),
         ok(b"\xef\xbb\xbf" + READY + b"\0\0\n"),
     ],
     ids=[
         *("trailers", "extension", "closed", "1.0", "1.0 closed", "1xx", "bare line ends", "bytewise"),
-        *("gzip", "deflate", "unknown coding", "no ASCII", "byte order mark"),
+        *("gzip", "deflate", "unknown coding", "no ASCII", "continued", "UTF-16"),
+        "byte order mark",
     ],
 )
 async def test_p11_answer_is_read_however_it_is_framed(tmp_path: Path, script: Script) -> None:
@@ -538,6 +541,16 @@ async def test_certificate_that_stops_to_fit_is_refused_until_it_fits_again(tmp_
     assert errors == [errors[0]] * 3
     assert errors[0].startswith("cannot connect: ")
     assert "certificate verify failed" in errors[0]
+
+
+async def test_status_that_holds_anything_is_read_for_what_it_says(tmp_path: Path) -> None:
+    """A number too long for Python in the answer to `agentstatus` is no error, as it is none in an event (P11)."""
+    digits = b"7" * 5000
+    async with Hostile(tmp_path) as gateway, line_to(gateway) as line:
+        gateway.status = b'{"retcode":"0","result":{"agentState":%b}}' % digits
+        reply = await line.agent_status(GUID)
+
+    assert result_of(reply.answer) == {"agentState": digits.decode()}
 
 
 # --- the whole program ----------------------------------------------------------------------------------------
