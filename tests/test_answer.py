@@ -1,8 +1,10 @@
 """Reading the gateway's answers, with all its habits."""
 
 import contextlib
+import gzip
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, MAX_DEPTH, parse_answer
+from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, MAX_DEPTH, parse_answer, unpack
 from adapter.catalogue import EVENT_TYPES
 from adapter.errors import GatewayProtocolError
+from adapter.event import render_event
+from adapter.gateway import result_of
+from adapter.privacy import Mask, Method
+from adapter.state import AgentState, decode, encode, fold
 from tests.hypothesis_support import patient
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REFUSALS = sorted(path.stem for path in FIXTURES.glob("*.json") if not path.stem[0].isalpha())
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
 READY = b'{"message":"","retcode":"0","event":{"eventType":"AgentState_Ready","workNo":"101","content":%s}}'
 
 
@@ -323,6 +330,83 @@ def test_p14_nothing_else_is_raised(body: bytes, charset: str | None) -> None:
     """P14: whatever the bytes and the charset are, they are read or are a `GatewayProtocolError`."""
     with contextlib.suppress(GatewayProtocolError):
         parse_answer(body, charset)
+
+
+_DEEP = st.integers(60, 100_000).flatmap(
+    lambda levels: st.sampled_from([b"[", b'{"a":', b'[{"":', b'{"event":[']).map(lambda piece: piece * levels)
+)
+_NUMBERS = st.sampled_from([b"1e999", b"-1e-999", b"-0", b"-0.0", b"1.10", b"1E+2", b"NaN", b"-Infinity", b"01", b"1."])
+_NUMBERS |= st.sampled_from([4300, 4301, 50_000]).map(lambda digits: b"7" * digits)
+_PIECES = (
+    _NUMBERS
+    | _DEEP
+    | FRAGMENTS
+    | st.binary(max_size=8)
+    | st.text(max_size=8).map(lambda text: json.dumps(text).encode())
+)
+_MEMBERS = st.sampled_from(
+    [
+        b"eventType",
+        b"workNo",
+        b"content",
+        b"retcode",
+        b"event",
+        b"result",
+        b"callid",
+        b"caller",
+        b"feature",
+        b"reason",
+        b"id",
+    ]
+).map(lambda name: b'"' + name + b'":')
+_TYPES = st.sampled_from(
+    [b'"eventType":"%b",' % name.encode() for name in ("AgentEvent_Talking", "AgentState_Ready", "A")]
+)
+
+
+@st.composite
+def jsonish(draw: st.DrawFn) -> bytes:
+    """Make an answer that is nearly one: an event of known members, each with anything for a value."""
+    inside = b",".join(draw(_MEMBERS) + draw(_PIECES) for _ in range(draw(st.integers(0, 4))))
+    event = b"{%b%b}" % (draw(_TYPES), inside or b'"content":{"caller":7}')
+    body = b'{"retcode":"0","event":%b,"result":%b}' % (event, draw(_PIECES | st.just(b"{}")))
+    if draw(st.booleans()):  # something over a part of it, or a part left out
+        at = draw(st.integers(0, len(body)))
+        body = body[:at] + draw(_PIECES) + body[at + draw(st.integers(0, 9)) :]
+    return body
+
+
+@patient
+@given(body=jsonish(), method=st.sampled_from(["last4", "hash", "drop"]))
+@example(
+    body=b'{"retcode":0,"event":{"eventType":"AgentEvent_Talking","content":{"caller":%b}}}' % (b"7" * 5000),
+    method="drop",
+)
+def test_p11_what_is_read_can_be_masked_folded_and_sent(body: bytes, method: Method) -> None:
+    """P11, P14: nearly an answer is unreadable, or what it holds passes all that is done with an event."""
+    try:
+        answer = parse_answer(body)
+    except GatewayProtocolError:
+        return
+
+    result_of(answer)
+    for event in answer.events:
+        masked = Mask(members=None, method=method, key=b"k").apply(event)
+        state = fold(AgentState(since=NOW), masked, at=NOW, event_id="i", seq=1)
+        payload = render_event(masked, event_id="i", seq=1, received_at=NOW)
+        assert decode(encode(state)) == state
+        assert isinstance(msgspec.json.decode(payload, type=dict[str, msgspec.Raw]), dict)
+
+
+@patient
+@given(
+    body=st.binary(max_size=200) | BODIES.map(gzip.compress),
+    coding=st.sampled_from(["gzip", "deflate", "br", "", "GZIP"]),
+)
+def test_p14_unpacking_raises_nothing_else(body: bytes, coding: str) -> None:
+    """P14: what came packed is unpacked, or is a `GatewayProtocolError`."""
+    with contextlib.suppress(GatewayProtocolError):
+        unpack(body, coding)
 
 
 @patient
