@@ -1,7 +1,10 @@
 """What happens to storage in the field, done for real to a running adapter: D1, D2, D4, D5, D6, P12."""
 
+import asyncio
 import contextlib
+import json
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -336,3 +339,59 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
             in_memory < 4
         )
         await stage.simulator.wait_for(lambda: not adapter.app._outbox.depth)
+
+
+async def test_d2_a_log_cut_short_keeps_what_was_committed_before(tmp_path: Path, broker: Broker) -> None:
+    """D1, D2: killed with megabytes in the write-ahead log, and that cut or changed: all before that place is there.
+
+    What was committed behind it is gone, and `seq` goes on from what is left: no hole, but numbers that a consumer
+    may have seen with another `id`. A disk that keeps what it has confirmed never comes to that.
+    """
+    agents = [str(number) for number in range(101, 109)]
+    samples: list[tuple[int, dict[str, int]]] = []
+    async with (
+        staged(tmp_path, broker, agents=agents) as stage,
+        started(stage, gateway={"interval": [0.2, 0.2]}) as adapter,
+    ):
+        for work_no in agents:
+            await stage.polling(work_no)
+        broker.stop()
+        for number in range(1, 9):
+            for work_no in agents:
+                stage.simulator.emit(work_no, big(work_no, number, 40_000))
+        path = tmp_path / "disk" / "outbox.db"
+        log = path.with_name("outbox.db-wal")
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            while not samples or sum(samples[-1][1].values()) < 64:
+                stored = dict(reader.execute("SELECT work_no, seq FROM agent"))
+                samples.append((log.stat().st_size, stored))
+                await asyncio.sleep(0.05)
+        adapter.program.process.kill()
+        await adapter.program.ended()
+    whole, kept = path.read_bytes(), log.read_bytes()
+    assert len(kept) > 2_500_000
+    shared_memory = path.with_name("outbox.db-shm").read_bytes()
+    chance = random.Random(3)  # noqa: S311 - places to cut at
+    for round_ in range(24):
+        place = chance.randrange(len(kept))
+        cut = bytearray(kept if round_ % 2 else kept[:place])
+        if round_ % 2:
+            cut[place] ^= 0xFF
+        copy = tmp_path / str(round_) / "outbox.db"
+        copy.parent.mkdir()
+        copy.write_bytes(whole)
+        copy.with_name("outbox.db-wal").write_bytes(cut)
+        if round_ % 3:
+            copy.with_name("outbox.db-shm").write_bytes(shared_memory)
+
+        with Database(copy, 64) as database:
+            left = {work_no: agent.seq for work_no, agent in database.agents().items()}
+            waiting: dict[str, list[int]] = {work_no: [] for work_no in agents}
+            for entry in database.entries(0, 2**40, 1000):
+                event = json.loads(entry.message.payload)
+                waiting[event["workNo"]].append(event["seq"])
+
+        assert not [*copy.parent.glob("*.damaged-*")]
+        committed = [stored for size, stored in samples if size <= place]
+        assert all(left[work_no] >= seq for stored in committed for work_no, seq in stored.items())
+        assert waiting == {work_no: list(range(1, left.get(work_no, 0) + 1)) for work_no in agents}

@@ -220,8 +220,7 @@ class Presence:
         try:
             while not stored:
                 self._stop()
-                await asyncio.sleep(self._shared.timing.store_again_s)
-                stored = await self._try_to_store(change)
+                stored = await self._try_again(change)
         except asyncio.CancelledError:
             if events:
                 self.say(logging.ERROR, "lost at the end, since nothing can be stored: %d events", events)
@@ -241,8 +240,7 @@ class Presence:
         async def store() -> None:
             stored = await self._try_to_store(change)
             while not stored and not self._closed:
-                await asyncio.sleep(self._shared.timing.store_again_s)
-                stored = await self._try_to_store(change)
+                stored = await self._try_again(change)
 
         task = asyncio.get_running_loop().create_task(store(), name=f"store[{self.agent.work_no}]")
         self._storing.add(task)
@@ -256,8 +254,6 @@ class Presence:
             return True
         self._stop()
         await asyncio.sleep(self._shared.timing.store_again_s)
-        if not outbox.at_risk:
-            await self._try_to_store(Change(agent=self._record))
         return False
 
     async def close(self) -> None:
@@ -282,6 +278,11 @@ class Presence:
             return False
         outage.ends(self.subject)
         return True
+
+    async def _try_again(self, change: Change) -> bool:
+        """Let a while go by and try once more; that something can be written at all is the outbox's to find out."""
+        await asyncio.sleep(self._shared.timing.store_again_s)
+        return self._shared.outbox.worth_a_try and await self._try_to_store(change)
 
     def _stop(self) -> None:
         """Publish that nothing can be stored: from memory, since it cannot be stored either.

@@ -160,6 +160,9 @@ class Database:
                 results = [work(self) for work in works]
         except (sqlite3.Error, UnicodeDecodeError) as err:
             self._note_damage(err)
+            # Where the log cannot grow, but the file has room for what is in it, the log begins anew.
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
             raise StorageFullError(str(self._path), self._why(err)) from err
         self._owed = None
         return results
@@ -283,6 +286,10 @@ class Database:
     def forget_commands(self, finished_before: float, keep: int, at_once: int) -> int:
         """Forget commands whose result is older, and all but the newest `keep`; give how many: `at_once` at most."""
         return self._connection.execute(sql.FORGET_COMMANDS, (finished_before, keep, at_once)).rowcount
+
+    def try_out(self) -> None:
+        """Write something, to see whether that is possible."""
+        self.set_meta("tried", b"")
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole."""

@@ -80,8 +80,13 @@ class Outbox:
 
     @property
     def writable(self) -> bool:
-        """Whether another event could be stored: the last one was, and nothing waits for room."""
+        """Whether another event may come: what could be written last was, and no event waits for room."""
         return self._writer.writable and not self.at_risk
+
+    @property
+    def worth_a_try(self) -> bool:
+        """Whether it makes sense to store again what was refused: something was written since, if only to try it."""
+        return self._writer.writable
 
     @property
     def refusal(self) -> StorageFullError | None:

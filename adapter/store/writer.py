@@ -4,7 +4,7 @@ Rules of this file:
 1. What comes while the thread is busy goes into its next transaction, together. An idle thread starts at once, so a
    lone event never waits for company.
 2. A full disk refuses what is to be stored, and nothing else: reading goes on, and removals, which make room, are
-   tried without the rest, and again by themselves.
+   tried without the rest. While nothing can be written that is tried out here, whoever waits for it.
 3. Whoever waits gets a verdict: nothing is held back for longer than one transaction.
 4. Where the file turns out to be damaged, a new one is begun first, and then all goes on (D6).
 """
@@ -22,8 +22,8 @@ from adapter.store.records import Removals, Survivors
 
 _T = TypeVar("_T")
 
-_RETRY_S = 5.0
-"""When removals that could not be committed are tried again; nothing waits for them but the disk space."""
+_RETRY_S = 2.0
+"""How often it is tried whether something can be written again."""
 
 
 @dataclass(slots=True)
@@ -64,6 +64,7 @@ class Writer:
         self._removed = removed
         self._survivors = survivors
         self._damaged = False
+        self._trying = False
         self._waiting: list[_Work] = []
         self._writing = False
         self._closed = False
@@ -103,7 +104,7 @@ class Writer:
             self._begin_anew()
             return
         removals = self._removals()
-        if not self._waiting and not removals:
+        if not self._waiting and not removals and not self._trying:
             return
         works: list[_Work] = []
         if self.writable or not removals.rows:
@@ -112,6 +113,9 @@ class Writer:
         self._quiet.clear()
         forget = partial(Database.forget_acknowledged, removals=removals)
         tasks: list[Callable[[Database], Any]] = [forget, *(work.do for work in works)]
+        if self._trying and not removals.rows:  # they are a try themselves, and nothing is to spoil it
+            tasks.append(Database.try_out)
+        self._trying = False
         written = asyncio.get_running_loop().run_in_executor(self._thread, self._database.run, tasks)
         written.add_done_callback(partial(self._written, works, removals))
 
@@ -126,7 +130,7 @@ class Writer:
             self.writable = True
             count, *results = written.result()
             self._removed(removals, count)
-            for work, result in zip(works, results, strict=True):
+            for work, result in zip(works, results, strict=False):  # a try-out follows them
                 if work.stored is not None:
                     work.stored()
                 if not work.done.done():
@@ -168,6 +172,7 @@ class Writer:
 
     def _try_again(self) -> None:
         self._retry = None
+        self._trying = not self.writable
         self.start()
 
     async def close(self) -> None:
