@@ -12,7 +12,6 @@ import contextlib
 import io
 import signal
 import sys
-import traceback
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -20,7 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import click
 
 from adapter import __version__
-from adapter.errors import AdapterError, ConfigError, StartError, StorageInUseError
+from adapter.errors import AdapterError, ConfigError, StartError, StorageInUseError, place_of
 
 _T = TypeVar("_T")
 
@@ -95,10 +94,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _unforeseen(error: Exception) -> str:
     """Say where a mistake of this program happened; not its text, which could hold anything."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "adapter" in Path(frame.filename).parts]
-    place = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    what = f"{type(error).__name__} at {place}"
-    return f"ccgateway2mqtt {__version__}: a mistake of this program, please report it: {what}"
+    return f"ccgateway2mqtt {__version__}: a mistake of this program, please report it: {place_of(error)}"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -217,6 +213,7 @@ def watch(
 def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None, password_file: Path | None) -> None:
     """Send call data VALUE to agent WORKNO: it goes with the agent's next poll; wait for the result.
 
+    With - as VALUE it is read from stdin, and everybody who may list processes does not see it.
     Prints the result as JSON; exit code 0 where it was applied.
 
     Example:  ccgateway2mqtt calldata 101 "customer=4711" -c config.yaml
@@ -225,6 +222,8 @@ def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None
     from adapter.config import load
 
     mqtt = _log_in(load(path).mqtt, username, password_file)
+    if value == "-":
+        value = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
     result = _run(send.call_data(mqtt, workno, value, ttl, _tell))
     click.echo(result.render().decode())
     if result.status != "applied":

@@ -1,6 +1,13 @@
 """Where log lines go: to stderr as text or JSON, and warnings and errors to `agents/bridge/log`.
 
-Rules of this file: httpx, httpcore and paho log addresses, call data included, so only their warnings pass.
+Rules of this file:
+1. httpx, httpcore and paho log addresses, call data included, so only their warnings pass.
+2. Of an exception that nobody foresaw only its type and place are told. Its text, and what asyncio says of the task or
+   the callback that it ended, could hold anything.
+
+Secrets are not searched for in log lines and starred out there: what the gateway, a sender or a file says is made
+harmless where it comes in (`agent.session`, `gateway`, `command`, `config.check`), once, with the secret at hand.
+tests/test_canary.py holds all of them to it.
 """
 
 import asyncio
@@ -12,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from adapter.config import LogConfig
+from adapter.errors import place_of
 from adapter.event import timestamp
 from adapter.mqtt import Message
 from adapter.payloads import LogPayload
@@ -29,6 +37,7 @@ def set_up(config: LogConfig) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if config.format == "json" else _Text())
     handler.name = _STDERR
+    handler.addFilter(_tell_no_more_than_the_place)
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.name == _STDERR]:
         root.removeHandler(old)
@@ -48,6 +57,7 @@ class TopicHandler(logging.Handler):
 
     def __init__(self, topic: str, publish: Callable[[Message], None]) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(_tell_no_more_than_the_place)
         self._topic = topic
         self._publish = publish
         self._loop = asyncio.get_running_loop()
@@ -68,8 +78,7 @@ class TopicHandler(logging.Handler):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_at(record)} {record.levelname.lower()} {record.getMessage().translate(_CONTROL)}"
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        return f"{_at(record)} {record.levelname.lower()} {record.getMessage().translate(_CONTROL)}"
 
 
 class _Json(logging.Formatter):
@@ -80,9 +89,15 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             "workNo": getattr(record, "work_no", None),
         }
-        if record.exc_info is not None:
-            members["traceback"] = self.formatException(record.exc_info)
         return json.dumps(members, ensure_ascii=False)
+
+
+def _tell_no_more_than_the_place(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        record.msg, record.args = "%s: a mistake of this program, please report it: %s", (record.name, place_of(error))
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _at(record: logging.LogRecord) -> str:

@@ -3,7 +3,8 @@
 The poller masks an event right after it was read (`Mask.apply`), so that neither the database nor a topic, nor the
 state folded from it, ever holds the number.
 
-Rules of this file: what is not masked stays byte for byte what the gateway sent. Names of members are compared
+Rules of this file: a text or number that is not masked stays byte for byte what the gateway sent. Objects are written
+anew, so that a name which stands in one twice cannot bring its first value past the mask. Names of members are compared
 without regard to case, because the gateway's own spelling varies (`transFrom`, `transfrom`) and a number that slips
 through by its spelling would be a leak. An event's own `eventType` and `workNo` are never masked: they say what it is
 and whose, and the topic shows the same; its `content` may be, and is then masked in all its leaves.
@@ -11,7 +12,6 @@ and whose, and the topic shows the same; its `content` may be, and is then maske
 
 import hashlib
 import hmac
-import operator
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -52,12 +52,13 @@ class Mask:
         object.__setattr__(self, "_names", frozenset(name.lower() for name in names))
 
     def apply(self, event: Event) -> Event:
-        """Mask an event's members at any depth; the same event where it has none of them."""
-        members = {name: raw if name in _NEVER else self._member(name, raw) for name, raw in event.members.items()}
-        if all(members[name] is raw for name, raw in event.members.items()):
-            return event
-        kept = {name: raw for name, raw in members.items() if raw is not None}
-        return replace(event, members=kept, content=read_json(kept.get("content", NULL)))
+        """Mask an event's members at any depth."""
+        members = {
+            name: masked
+            for name, raw in event.members.items()
+            if (masked := self._inside(raw) if name in _NEVER else self._member(name, raw)) is not None
+        }
+        return replace(event, members=members, content=read_json(members.get("content", NULL)))
 
     def _member(self, name: str, raw: msgspec.Raw) -> msgspec.Raw | None:
         """Mask one member: itself where it is to be masked, else what it holds; `None` drops it."""
@@ -66,18 +67,13 @@ class Mask:
         return None if self.method == "drop" else self._leaves(raw)
 
     def _inside(self, raw: msgspec.Raw) -> msgspec.Raw:
-        """Mask what is to be masked somewhere inside a value; the same value where nothing is."""
+        """Mask what is to be masked somewhere inside a value; text and numbers themselves stay."""
         text = bytes(raw)
         if text.startswith(b"{"):
-            old = _OBJECT.decode(text)
-            new = {name: self._member(name, value) for name, value in old.items()}
-            if all(new[name] is value for name, value in old.items()):
-                return raw
-            return _raw({name: value for name, value in new.items() if value is not None})
+            members = {name: self._member(name, value) for name, value in _OBJECT.decode(text).items()}
+            return _raw({name: value for name, value in members.items() if value is not None})
         if text.startswith(b"["):
-            items = _LIST.decode(text)
-            masked = [self._inside(item) for item in items]
-            return raw if all(map(operator.is_, items, masked)) else _raw(masked)
+            return _raw([self._inside(item) for item in _LIST.decode(text)])
         return raw
 
     def _leaves(self, raw: msgspec.Raw) -> msgspec.Raw:

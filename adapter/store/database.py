@@ -336,6 +336,10 @@ class Database:
         count, oldest, _ = self._connection.execute(sql.DEPTH).fetchone()
         return count, oldest
 
+    def empty_log(self) -> None:
+        """Fold the write-ahead log in and empty it: what was overwritten or deleted still stands in it."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def size_bytes(self) -> int:
         """Measure the file and its write-ahead log; find out where somebody took it away."""
         return 0 if self._file is None else self._file.size_bytes()

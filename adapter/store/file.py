@@ -94,6 +94,8 @@ class File:
                 raise StorageError(str(self._path), reason)  # noqa: TRY301 - the connection is closed below
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            # Off unless SQLite was built otherwise: GUIDs and call data would stay in pages that are free.
+            connection.execute("PRAGMA secure_delete=ON")
             page_size = connection.execute("PRAGMA page_size").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count={max_mb * 1024 * 1024 // page_size}")
             if version == 0:

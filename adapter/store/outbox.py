@@ -148,11 +148,13 @@ class Outbox:
     async def forget_commands(self, finished_before: float, keep: int) -> None:
         """Forget commands whose result is older than a Unix time, and all but the newest `keep`.
 
-        They go a few at a time: an event that is to be stored does not wait for all of them.
+        They go a few at a time: an event that is to be stored does not wait for all of them. What the write-ahead log
+        remembers of them, and of GUIDs and call data that have served, goes too.
         """
         forget = partial(Database.forget_commands, finished_before=finished_before, keep=keep, at_once=_FORGET_AT_ONCE)
         while await self._writer.write(forget) == _FORGET_AT_ONCE:
             pass
+        await self._writer.read(Database.empty_log)
 
     async def remember(self, key: str, value: bytes) -> None:
         """Remember a value of the program as a whole over restarts."""

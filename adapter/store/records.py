@@ -162,7 +162,7 @@ class Survivors:
 
     agents: tuple[AgentRecord, ...] = ()
     entries: tuple[Entry, ...] = ()
-    slots: dict[str, bytes] = field(default_factory=dict)
+    slots: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True, kw_only=True)
