@@ -695,6 +695,59 @@ async def test_many_packets_in_one_tls_record_are_all_read(tmp_path: Path, schem
     assert numbers == list(range(100))
 
 
+async def test_others_have_their_turn_while_much_is_read(tmp_path: Path) -> None:
+    """C5, P4: however many packets lie ready behind TLS, they are read a few milliseconds' worth at a time."""
+    count = 10_000
+    certs = certificates(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certs.cert_file, certs.key_file)
+    turns, came_in, all_there = 0, set[int](), asyncio.Event()
+    left = count
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4_096)
+        writer.write(b"\x20\x03\x00\x00\x00" + b"\x30\x05\x00\x01a\x00x" * count)
+        await writer.drain()
+        await reader.read()
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def take(_: Received) -> None:
+        nonlocal left
+        left -= 1
+        came_in.add(turns)
+        if not left:
+            all_there.set()
+
+    async with playing(play, tls=server) as port:
+        turning = asyncio.create_task(turn())
+        async with dial(config_to(port, scheme="mqtts", ca_file=certs.ca_file, protocol="5"), take):
+            async with asyncio.timeout(2 * DEADLINE_S):
+                await all_there.wait()
+        turning.cancel()
+    assert len(came_in) > 20
+
+
+async def test_few_messages_are_in_flight_however_many_a_broker_allows(tmp_path: Path) -> None:
+    """C5: paho reads as many packets in one go as are in flight; the rest waits here, and goes on in order."""
+    count = 3 * mqtt_connection.IN_FLIGHT
+    with mosquitto(tmp_path, extra=["max_inflight_messages 0"]) as broker, Peer(broker) as peer:
+        async with dial(config_of(broker)) as connection:
+            acks = Acks()
+            broker.send(signal.SIGSTOP)
+            for number in range(count):
+                connection.publish(Message(topic="a/101/event", payload=b"%d" % number), acks)
+            assert len(connection._acks) == mqtt_connection.IN_FLIGHT
+            broker.send(signal.SIGCONT)
+            assert await acks.wait(count) == [None] * count
+        await peer.wait_for(lambda: len(peer.messages) == count)
+    assert [int(each.payload) for each in peer.messages] == list(range(count))
+
+
 # Who is let in
 
 
