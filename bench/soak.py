@@ -32,8 +32,10 @@ _WINDOW_S = 30.0
 """Over how long a measurement is taken: the median of what lies in it."""
 _ALLOWED = 1.05
 _MB = 1e6
-_BURST = 8
-"""Events for each agent, while there is no broker, that fill the storage."""
+_BURST = 14_000
+"""Events, while there is no broker, that fill the storage."""
+_FULL = " storage: back after "
+"""What the adapter logs once for each time that nothing could be stored for a while."""
 _SETTLE_S = 240.0
 _HURRY_S = 3.0
 """Pause between two harms while warming up: all of them, and some peace, fit into two minutes."""
@@ -105,7 +107,7 @@ def harms(stage: Stage) -> dict[str, Callable[[], Awaitable[None]]]:
     async def fill() -> None:
         # More than `storage.max_mb` takes, with nobody to take it: the agents stop, and go on (D4).
         await stage.broker.end(killed=False)
-        await stage.gateway.order("burst", each=_BURST)
+        await stage.gateway.order("burst", each=_BURST // stage.setting.agents)
         await asyncio.sleep(3 * stage.setting.hold_s)
         await stage.broker.begin()
 
@@ -154,7 +156,7 @@ async def run(options: Options, directory: Path) -> Verdict:
         trouble=0.005,
         guid_interval_s=60.0,
         senders=max(5, options.agents // 50),
-        max_mb=max(2, options.agents // 100),
+        max_mb=8,  # the least that may be configured; 1,000 agents fill half of it for good,
         seed=options.seed,
     )
     stage = Stage(setting, directory, random.Random(options.seed))  # noqa: S311 - chance, no secret
@@ -186,6 +188,7 @@ async def run(options: Options, directory: Path) -> Verdict:
         judge_kept(stage, verdict)
         found = judge(await evidence(stage))
     judge_growth(samples, options, verdict)
+    verdict.figures["times that the storage was full"] = f"{stage.adapter.log.read_text().count(_FULL)}"
     verdict.figures["CPU of the adapter, of a core"] = f"{(cpu.user + cpu.system) / samples[-1].at:.1%}"
     verdict.figures["harms"] = ", ".join(f"{name} {count}" for name, count in done.items())
     verdict.figures |= found.figures

@@ -34,10 +34,10 @@ async def settle(stage: Stage, within_s: float) -> None:
     seen = -1
     while loop.time() - quiet_since < _QUIET_S or len(stage.published) != seen:
         if loop.time() > ends_at:
-            unanswered = stage.sender.unanswered
-            raise BenchError(f"no rest within {within_s:.0f} s; commands without a result: {unanswered[:5]}")
-        queued = (await stage.gateway.order("status"))["queued"]
-        busy = queued or stage.sender.unanswered or len(stage.published) != seen
+            open_commands = stage.sender.unanswered
+            raise BenchError(f"no rest within {within_s:.0f} s; commands without a result: {open_commands[:5]}")
+        waiting = set((await stage.gateway.order("status"))["waiting"]) & set(stage.present)
+        busy = waiting or stage.sender.unanswered or len(stage.published) != seen
         if busy:
             quiet_since = loop.time()
             seen = len(stage.published)

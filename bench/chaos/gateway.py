@@ -3,7 +3,7 @@
 It prints one line of JSON when it is ready, and one as the answer to each line of JSON on its standard input, an
 object with the member ``do``:
 
-- ``status``: how many events wait, which agents are signed in, how many polls came, and for whom none did yet.
+- ``status``: for whom events wait, how many polls came, and for how many agents none did yet.
 - ``cut`` (`agents`): cut their connections, also between two polls. Answers with the moment.
 - ``away`` / ``back``: the machine goes down with every connection; it comes back on the same port.
 - ``script`` (`agents`, `bytes`): the answer to their next poll is cut after so many bytes; there are events for it.
@@ -162,11 +162,9 @@ async def _obey(simulator: Simulator, source: Source, order: dict[str, Any]) -> 
     if order["do"] == "end":
         return {"violations": [dataclasses.asdict(violation) for violation in simulator.violations]}
     await _do(simulator, source, order)
-    everyone = [agent.work_no for agent in simulator.agents]
     return {
         "at": time.monotonic(),
-        "queued": sum(simulator.queued(work_no) for work_no in everyone),
-        "signed_in": [work_no for work_no in everyone if simulator.signed_in(work_no)],
+        "waiting": [agent.work_no for agent in simulator.agents if simulator.queued(agent.work_no)],
         "polls": simulator.poll_count,
         "unseen": len(source.unseen),
     }

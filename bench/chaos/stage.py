@@ -171,11 +171,15 @@ class Stage:
             for place in range(_RENAMED):
                 agent = agents[(self.reloads * _RENAMED + place) % len(agents)]
                 agent["name"] = f"Name {self.reloads}"
-        # Every other version of the file has the guests.
-        for work_no in self._guests if self.reloads % 2 == 0 else []:
+        for work_no in self.present[len(self.stayed) :]:
             sign_in = {"password": f"pw-{work_no}", "phone": f"8{work_no}", "force": True, "again": True}
             agents.append({"work_no": work_no, "sign_in": sign_in})
         (self.directory / "agents.yaml").write_text(yaml.safe_dump(agents))
+
+    @property
+    def present(self) -> list[str]:
+        """The agents in the present version of the configuration: every other one has the guests."""
+        return [*self.stayed, *(self._guests if self.reloads % 2 == 0 else [])]
 
     def change_agents(self) -> None:
         """Write another version of the agents: some with another name, guests gone or back. SIGHUP has it read."""
@@ -229,7 +233,7 @@ class Stage:
         """Wait until every agent was polled."""
         ends_at = time.monotonic() + self.setting.hold_s + _WAIT_S
         while (await self.gateway.order("status"))["unseen"]:
-            if time.monotonic() > ends_at:
+            if time.monotonic() > ends_at or not self.adapter.runs:
                 raise BenchError(f"not all agents are polled: {self.adapter.last_words()}")
             await asyncio.sleep(_LOOK_S)
 
