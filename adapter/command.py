@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from adapter.clock import steady_time
 from adapter.errors import CommandError
 from adapter.event import timestamp
 from adapter.payloads import ResultPayload, Status
@@ -151,7 +152,7 @@ def settled(
         received_at=timestamp(datetime.fromtimestamp(command.received_at, UTC)),
         finished_at=timestamp(now),
     ).render()
-    return replace(command, body=b"", correlation=None, response_topic=None, result=result, finished_at=now.timestamp())
+    return replace(command, body=b"", correlation=None, response_topic=None, result=result, finished_at=steady_time())
 
 
 def finish(  # noqa: PLR0913 - a result has these members

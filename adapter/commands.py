@@ -12,6 +12,7 @@ from functools import partial
 
 from adapter.agent.poller import Poller
 from adapter.agent.presence import Shared
+from adapter.clock import steady_time
 from adapter.command import (
     MAX_PAYLOAD_BYTES,
     Parsed,
@@ -120,7 +121,7 @@ class Commands:
         Raises:
             StorageFullError: Not even that can be stored.
         """
-        await self._shared.outbox.forget_commands(time.time() - _REMEMBERED_S, self._remembered)
+        await self._shared.outbox.forget_commands(steady_time() - _REMEMBERED_S, self._remembered)
 
     async def close(self) -> None:
         """Take no more; wait until what was received is stored, or cannot be."""
@@ -154,7 +155,6 @@ class Commands:
 
     def _judged(self, received: Received, work_no: str, kind: str) -> CommandRecord:
         """Make the command that a message is; one that is refused already has its result."""
-        now = time.time()
         refusal: str | None = None
         parsed = Parsed(id=None, body=b"", ttl_s=None)
         try:
@@ -168,8 +168,8 @@ class Commands:
             kind=kind,
             id=parsed.id or (refusal and sender_id(received.payload)) or new_id(),
             body=parsed.body,
-            received_at=now,
-            expires_at=None if parsed.ttl_s is None else now + parsed.ttl_s,
+            received_at=time.time(),
+            expires_at=None if parsed.ttl_s is None else steady_time() + parsed.ttl_s,
         )
         if refusal is not None:
             return settled(command, status="rejected", reason=refusal)

@@ -261,7 +261,7 @@ class Link:
         if payload.get("availability") != b"online":
             return
         age_s = _age_s(_member(payload.get("health"), "at"))
-        if age_s < _ALIVE_S and _member(payload.get("info"), "startedAt") not in self._own_starts:
+        if abs(age_s) < _ALIVE_S and _member(payload.get("info"), "startedAt") not in self._own_starts:
             reason = (
                 f"broker: another instance is live under the prefix {self._config.topic_prefix!r}"
                 f" (its health is {age_s:.0f} s old): stop it, or choose another mqtt.topic_prefix"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+from adapter.clock import steady_time
 from adapter.config import Backoff
 from adapter.errors import StorageError
 from adapter.event import mark_replayed
@@ -153,7 +154,7 @@ class Publisher:
 
     def _send(self, connection: Connection, entry: Entry) -> None:
         message, payload = entry.message, entry.message.payload
-        if entry.is_event and (entry.row <= self._outbox.restarted_after or time.time() - entry.made_at > _LATE_S):
+        if entry.is_event and (entry.row <= self._outbox.restarted_after or steady_time() - entry.made_at > _LATE_S):
             payload = mark_replayed(payload)
         last = Message(topic=message.topic, payload=payload, retain=message.retain, correlation=message.correlation)
         if message.stream_topic is None:

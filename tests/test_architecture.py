@@ -8,7 +8,7 @@ import adapter
 
 FLOORS = (
     # 1 words
-    ("errors", "topics", "metrics", "catalogue", "outage"),
+    ("errors", "topics", "metrics", "catalogue", "outage", "clock"),
     # 2 values
     ("event", "answer", "payloads", "privacy", "state", "store", "store.records", "command"),
     ("config.nodes", "config.source", "config.rules", "config.words", "config.grammar", "config.check"),

@@ -1,13 +1,16 @@
-"""What happens to storage in the field, done for real to a running adapter: D1, D2, D4, D5, D6, P12."""
+"""What happens to storage and to the clock in the field, done for real to a running adapter: D1, D2, D4, D5, D6."""
 
 import asyncio
 import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +20,10 @@ import pytest
 
 from adapter import publisher
 from adapter.agent.presence import Timing
+from adapter.check import health
 from adapter.config import Backoff
 from adapter.errors import StorageDamagedError
+from adapter.simulator import Fault
 from adapter.store import outbox as outbox_module
 from adapter.store.database import Database
 from tests.adapter_support import Running, write
@@ -212,14 +217,43 @@ async def test_d5_a_link_is_no_way_in(tmp_path: Path, shared_broker: Broker, lin
 def left_by_a_kill(directory: Path) -> Path:
     """Leave a database as a kill does: with a write-ahead log that holds all of it."""
     path = directory / "outbox.db"
-    child = os.fork()
-    if child == 0:
-        database = Database(path, 64)
+    (directory / "alive").mkdir(exist_ok=True)
+    with Database(directory / "alive" / "outbox.db", 64) as database:
         database.run([lambda database: database.set_meta("key", b"v" * 100_000)])
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+        for suffix in ("", "-wal"):
+            shutil.copy(directory / "alive" / f"outbox.db{suffix}", directory / f"outbox.db{suffix}")
     assert path.with_name("outbox.db-wal").stat().st_size > 100_000
     return path
+
+
+def test_d4_the_log_begins_anew_where_it_cannot_grow(tmp_path: Path) -> None:
+    """D4: on a full disk, as long as the file itself has room, what comes in and goes out is refused now and then only.
+
+    The limit on the size of files is the process', so it is another one.
+    """
+    code = (
+        "import resource, sys\nfrom functools import partial\nfrom pathlib import Path\n"
+        "from adapter.errors import StorageFullError\nfrom adapter.store.database import Database\n"
+        "from adapter.store.records import Change, Outgoing, Removals\n"
+        "refused = 0\n"
+        "with Database(Path(sys.argv[1]), 64) as database:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
+        "    for row in range(1, 501):\n"
+        "        change = Change(outgoing=[Outgoing(topic='t', payload=b'x' * 3000)])\n"
+        "        store = partial(Database.store, change=change, rows=range(row, row + 1))\n"
+        "        gone = Removals(rows=(row - 1,), kept=(), slots=(), mark=0)\n"
+        "        try:\n"
+        "            database.run([partial(Database.forget_acknowledged, removals=gone), store])\n"
+        "        except StorageFullError:\n"
+        "            refused += 1\n"
+        "            database.run([partial(Database.forget_acknowledged, removals=gone), store])\n"
+        "print(refused, database.last_row)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "outbox.db")], check=False, capture_output=True)
+
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    assert 3 < int(done.stdout.split()[0]) < 50
 
 
 @pytest.mark.parametrize("harm", ["half", "text", "no text", "no row", "emptied", "gone"])
@@ -249,7 +283,7 @@ def test_d6_what_is_damaged_is_set_aside_whole(tmp_path: Path, harm: str, caplog
 
         with Database(path, 64) as database:
             assert database.run([lambda database: database.set_meta("new", b"v")]) == [None]
-            modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+            modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir() if file.is_file()}
 
         asides = [file for file in tmp_path.glob("outbox.db.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
         assert len(asides) == round_
@@ -395,3 +429,37 @@ async def test_d2_a_log_cut_short_keeps_what_was_committed_before(tmp_path: Path
         committed = [stored for size, stored in samples if size <= place]
         assert all(left[work_no] >= seq for stored in committed for work_no, seq in stored.items())
         assert waiting == {work_no: list(range(1, left.get(work_no, 0) + 1)) for work_no in agents}
+
+
+async def test_a_clock_that_is_set_changes_no_age(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2, C4, D2: set by a day, the clock makes no event late or young, ends no `ttl`, and no hour of a result."""
+    monkeypatch.setattr(publisher, "_LATE_S", 1.0)
+    told = time.time
+    async with staged(tmp_path, broker) as stage, stage.running() as adapter:
+        await stage.send("101/calldata/set", {"calldata": "one", "id": "first"})
+        first = await stage.wait("101/calldata/result", id="first", status="applied")
+        await stage.polling("101")
+        stage.simulator.script("101", Fault(status=503))
+        await stage.send("101/calldata/set", {"calldata": "two", "id": "second", "ttl": 20})
+        monkeypatch.setattr(time, "time", lambda: told() + 86_400)
+        await stage.wait("101/calldata/result", id="second", status="applied")
+        stage.simulator.emit("101", big("101", 1, 10))
+        assert "replayed" not in await stage.wait("101/event", seq=1)
+        await adapter.app._commands.forget()
+        await stage.send("101/calldata/set", {"calldata": "one", "id": "first"})
+        await stage.wait_count("101/calldata/result", 3)
+        assert stage.json("101/calldata/result")[-1] == first
+        assert [value for _, value in stage.simulator.calldata("101")] == ["one", "two"]
+        assert health(tmp_path / "outbox.db") == "well"
+
+        broker.stop()
+        stage.simulator.emit("101", big("101", 2, 10))
+        monkeypatch.setattr(time, "time", lambda: told() - 86_400)
+        until = time.monotonic() + 1.5
+        await stage.simulator.wait_for(lambda: time.monotonic() > until and adapter.app._outbox.depth == 1)
+        assert 1.0 < (await adapter.app._outbox.measure())[0] < 30.0
+        broker.start()
+        await stage.peer.wait_subscribed()
+        assert (await stage.wait("101/event", seq=2))["replayed"] is True

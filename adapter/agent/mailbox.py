@@ -1,11 +1,11 @@
 """The call data that waits for one agent's polls (C2)."""
 
 import asyncio
-import time
 from collections import deque
 
 from adapter.agent.presence import Presence
 from adapter.catalogue import SUCCESS
+from adapter.clock import steady_time
 from adapter.command import finish
 from adapter.errors import CommandError
 from adapter.payloads import Status
@@ -44,7 +44,7 @@ class Mailbox:
         self.waiting.append(command)
         if command.expires_at is not None:
             loop = asyncio.get_running_loop()
-            ttl_s = min(command.expires_at - time.time(), _LONGEST_S)
+            ttl_s = min(command.expires_at - steady_time(), _LONGEST_S)
             self._timers[command.id] = loop.call_later(ttl_s, self._expire, command)
 
     def take(self) -> str | None:

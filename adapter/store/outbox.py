@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapter.clock import steady_time
 from adapter.errors import StorageFullError
 from adapter.store.database import Database
 from adapter.store.newest import Newest
@@ -171,7 +172,7 @@ class Outbox:
     async def measure(self) -> tuple[float, int]:
         """Measure what waits: the age of the oldest entry in seconds (0 where none), and the file's size in bytes."""
         oldest_at, size_bytes = await self._writer.read(lambda database: (database.depth()[1], database.size_bytes()))
-        return (0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)), size_bytes
+        return (0.0 if oldest_at is None else max(0.0, steady_time() - oldest_at)), size_bytes
 
     def beat(self, health: dict[str, Any]) -> None:
         """Leave a sign of life for `ccgateway2mqtt health`."""

@@ -4,8 +4,9 @@ A `Change` is the hinge of the program: to its left the gateway's answer, to its
 stored whole or not at all, before the agent's next poll (P12, D1).
 """
 
-import time
 from dataclasses import dataclass, field
+
+from adapter.clock import steady_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,8 @@ class CommandRecord:
         kind: ``calldata`` or ``session``.
         id: The sender's id, or one made for it.
         body: The call data, or the action as JSON; emptied once there is a result.
-        received_at: Unix time in seconds, as is `expires_at`.
-        expires_at: When tries end; `None` where they do not.
+        received_at: Unix time in seconds.
+        expires_at: When tries end, by `steady_time`; `None` where they do not.
         correlation: MQTT 5 correlation data of the sender (C8).
         response_topic: Where the result goes besides its own topic (C8).
         result: The rendered result; `None` while pending.
@@ -103,7 +104,7 @@ class Entry:
 
     Attributes:
         row: Its place; grows by the order of storing, and begins again only where nothing waits.
-        made_at: Unix time in seconds at which it came, however long storing it took.
+        made_at: Time in seconds, by `steady_time`, at which it came, however long storing it took.
         message: What goes out.
     """
 
@@ -176,7 +177,7 @@ class Change:
         commands: Commands that now have their result.
         unreadable: An answer to keep for a person.
         forgotten: Agents that left the configuration.
-        made_at: Unix time in seconds at which it was begun.
+        made_at: Time in seconds, by `steady_time`, at which it was begun.
     """
 
     agent: AgentRecord | None = None
@@ -185,7 +186,7 @@ class Change:
     commands: list[CommandRecord] = field(default_factory=list)
     unreadable: Unreadable | None = None
     forgotten: tuple[str, ...] = ()
-    made_at: float = field(default_factory=time.time)
+    made_at: float = field(default_factory=steady_time)
 
     def __bool__(self) -> bool:
         return bool(

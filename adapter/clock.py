@@ -1,0 +1,15 @@
+"""Unix time that does not jump, for whatever lasts.
+
+A clock that is set moves what is written down for people, as `receivedAt`, and nothing else. Rules of this file: ages
+and windows are counted by this clock on both ends; what is stored of it means something after a restart too, as far
+as the machine's clock does.
+"""
+
+import time
+
+_STARTED_S = time.time() - time.monotonic()
+
+
+def steady_time() -> float:
+    """Tell the Unix time in seconds, by the machine's clock as it went when the program started."""
+    return _STARTED_S + time.monotonic()
