@@ -98,6 +98,7 @@ class Link:
         self._was_connected = False
         self._complaint = ""
         self._stands: asyncio.TimerHandle | None = None
+        self._stood = False
         self._begin_anew()
 
     async def run(self) -> None:
@@ -161,6 +162,7 @@ class Link:
             connection.publish(available, lambda _: self._watch(connection))
             self._counters.broker_connections += 1
             self.connection = connection
+            self._stood = False
             for received in early:
                 self._take(received, connection)
             if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
@@ -185,10 +187,10 @@ class Link:
                 done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self.connection = None
-                self._look_at_its_life()
                 for way in ways:
                     way.cancel()
                 await asyncio.wait(ways)
+                self._look_back(connection)
             errors = [error for way in done if (error := way.exception()) is not None]
             if errors:
                 raise errors[0]
@@ -205,18 +207,19 @@ class Link:
             self._stands = asyncio.get_running_loop().call_later(_STANDS_S, self._is_back)
 
     def _is_back(self) -> None:
-        self._stands = None
+        self._stood = True
         self._outage.is_over(ago_s=_STANDS_S)
         self._begin_anew()
 
-    def _look_at_its_life(self) -> None:
-        """See, at the end of a connection, whether it was one of several that ended soon."""
-        if self._stands is None:
+    def _look_back(self, connection: Connection) -> None:
+        """See, at the end of a connection, whether it was one of several that the other side ended soon."""
+        if self._stands is not None:
+            self._stands.cancel()
+            self._stands = None
+        if self._stood or not connection.hung_up or self._publisher.denied:
             return
-        self._stands.cancel()
-        self._stands = None
         self._short_lived += 1
-        if self._short_lived == _SHORT_LIVED and not self._leaving.is_set():
+        if self._short_lived == _SHORT_LIVED:
             reason = (
                 f"{_SHORT_LIVED} in a row ended soon after they were made; another client may use the client id"
                 f" {self._config.client_id!r}, or the broker's log tells why"

@@ -49,6 +49,7 @@ class Mark:
         self._wait_s = wait_s
         self._found: asyncio.Future[int | None] | None = None
         self._seen = 0
+        self._told = ""
 
     async def run(self, connection: Connection) -> NoReturn:
         """Read the mark back, have the outbox repeat what is newer, and mark what follows, until cancelled.
@@ -98,7 +99,7 @@ class Mark:
         except BrokerConnectionError:
             raise
         except BrokerError as error:
-            _log.error("broker: %s; all that is retained goes out again at each connection", error)
+            self._tell(logging.ERROR, f"{error}; all that is retained goes out again at each connection")
             return None
         finally:
             self._found = None
@@ -115,11 +116,17 @@ class Mark:
                     if topic is not None and not told:
                         told = True
                         known = "no mark" if seen is None else f"mark {seen}"
-                        _log.info("broker: has %s: what it may lack goes out again", known)
+                        self._tell(logging.INFO, f"has {known}: what it may lack goes out again")
                 except StorageFullError as error:
                     _log.debug("mark: %s", error)
                     await asyncio.sleep(_FULL_S)
             await asyncio.sleep(_SLICE_S)
+
+    def _tell(self, level: int, what: str) -> None:
+        """Log what a connection showed, unless the last one showed the same: a broker may drop one after the other."""
+        if what != self._told:
+            self._told = what
+            _log.log(level, "broker: %s", what)
 
 
 def _count(payload: bytes) -> int | None:

@@ -12,6 +12,7 @@ Rules of this file:
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ class Publisher:
         self._last_denied: tuple[str, Refusal] | None = None
         self._denied: dict[str, tuple[float, Refusal]] = {}
         self._outage = Outage("broker")
-        self._put_off: set[str] = set()
+        self._put_off: dict[str, float] = {}
         self._pauses: Iterator[float] = _PUT_OFF.delays()
         self._again_at: float | None = None
 
@@ -142,9 +143,12 @@ class Publisher:
             if self._again_at is not None and asyncio.get_running_loop().time() >= self._again_at:
                 self._begin_line()
 
+    @property
+    def _one_by_one(self) -> bool:
+        return self._suspicion.probing or bool(self._put_off)
+
     def _room(self) -> int:
-        """Count how many more may be on their way: one alone, where one of them is or may be in trouble."""
-        return (1 if self._suspicion.probing or self._put_off else WINDOW) - len(self._ways)
+        return (1 if self._one_by_one else WINDOW) - len(self._ways)
 
     def _send_slot(self, connection: Connection, slot: Slot) -> None:
         payload = slot.payload
@@ -193,13 +197,14 @@ class Publisher:
                 self._give_up(way.item, topic, refusal.reason)
             else:
                 self._try_later(way, refusal)
-        self._outbox.changed.set()
+        if self._one_by_one:
+            self._outbox.changed.set()
 
     def _taken(self, way: _Way) -> None:
-        if self._again_at is not None and way.topic in self._put_off:
-            return  # it overtook one that goes again, and goes again behind it
         self._suspicion.taken(way.key)
         if isinstance(way.item, Entry):
+            if self._again_at is not None and way.item.row > self._put_off.get(way.topic, way.item.row):
+                return  # it overtook one that goes again, and goes again behind it
             self._outbox.acknowledge(way.item.row)
         else:
             self._outbox.acknowledge_slot(way.item)
@@ -210,7 +215,8 @@ class Publisher:
 
     def _try_later(self, way: _Way, refusal: Refusal) -> None:
         """Begin the line again after a pause: a newest value stays sent, an entry in line, until then."""
-        self._put_off.add(way.topic)
+        row = way.item.row if isinstance(way.item, Entry) else math.inf
+        self._put_off[way.topic] = min(row, self._put_off.get(way.topic, row))
         self._outage.begins("publishing", f"{way.topic} is refused for now: {refusal.reason}")
         if self._again_at is None:
             self._again_at = asyncio.get_running_loop().time() + next(self._pauses)
@@ -234,7 +240,8 @@ class Publisher:
             topic, refusal = self._last_denied
             self._denied[topic] = (time.monotonic() + _DENIED_S, refusal)
             return
-        guilty = self._suspicion.hung_up(self._ways, alone=probing and connection.acknowledged > 0)
+        alone = probing and len(self._ways) == 1 and connection.acknowledged > 0
+        guilty = self._suspicion.hung_up(self._ways, alone=alone)
         if guilty is not None:
             way = self._ways[guilty]
             self._give_up(way.item, way.topic, "the broker hangs up over it, perhaps for its size")

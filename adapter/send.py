@@ -11,7 +11,7 @@ import msgspec
 
 from adapter.config import MqttConfig
 from adapter.errors import BrokerError, StartError
-from adapter.mqtt import Dialer, Message, Received
+from adapter.mqtt import Dialer, Message, Received, Refusal
 from adapter.payloads import ResultPayload
 from adapter.topics import Topics, is_work_no
 
@@ -35,7 +35,7 @@ async def call_data(
     availability = topics.bridge("availability")
     identifier = str(uuid.uuid4())
     answered: asyncio.Future[ResultPayload | None] = asyncio.get_running_loop().create_future()
-    taken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    taken: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
 
     def receive(received: Received) -> None:
         if received.topic == availability:
@@ -62,7 +62,8 @@ async def call_data(
         try:
             refusal = await _first(taken, lost)
             if refusal is not None:
-                raise StartError(f"the broker refuses {topics.command(work_no, 'calldata')}: {refusal}", exit_code=1)
+                topic = topics.command(work_no, "calldata")
+                raise StartError(f"the broker refuses {topic}: {refusal.reason}", exit_code=1)
             tell(f"agent {work_no}: goes with the next poll; waiting for the result")
             async with asyncio.timeout(ttl_s + _OVER_S):
                 result = await _first(answered, lost)

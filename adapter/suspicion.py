@@ -13,16 +13,16 @@ Key = int | str
 """What names a message: an entry's place in line, or the topic of a newest value."""
 
 _LOSSES = 2
-"""Connections that ended with the same message as the oldest one without PUBACK, after which it is sent alone."""
+"""Hang-ups in a row with a message in common that was on its way, after which messages are sent one by one."""
 _PROOFS = 3
-"""Connections that ended while it was alone on its way, after which it is found guilty."""
+"""Hang-ups while a message was alone on its way, after which it is found guilty."""
 
 
 class Suspicion:
-    """Which message the broker may have hung up over."""
+    """Which messages the broker may have hung up over."""
 
     def __init__(self) -> None:
-        self._key: Key | None = None
+        self._suspects: set[Key] = set()
         self._losses = 0
         self._proofs = 0
 
@@ -35,29 +35,38 @@ class Suspicion:
         """Note that the broker hung up.
 
         Args:
-            awaited: The messages on their way, oldest first.
+            awaited: The messages on their way.
             alone: Whether there was one at most, over a connection that had stood and acknowledged others.
 
         Returns:
             The message that is found guilty, if any.
         """
-        oldest = next(iter(awaited), None)
-        if oldest is None or oldest != self._key:
-            self._key, self._losses, self._proofs = oldest, 0, 0
-        if oldest is None:
+        on_their_way = set(awaited)
+        common = self._suspects & on_their_way
+        if not common:
+            self.clear()
+        self._suspects = common or on_their_way
+        if not on_their_way:
             return None
+        self._proofs += alone and self.probing
         self._losses += 1
-        self._proofs += alone and self._losses > _LOSSES
         if self._proofs < _PROOFS:
             return None
+        guilty = self._suspects.pop()
         self.clear()
-        return oldest
+        return guilty
 
     def taken(self, key: Key) -> None:
-        """Note that the broker has taken a message over: the suspected one, or one behind it in line."""
-        if key == self._key or isinstance(key, int):
+        """Note that the broker has taken a message over, and before it all that is ahead of it in line."""
+        if not self._suspects:
+            return
+        if isinstance(key, int):  # newest values go ahead of the line
+            self._suspects = {each for each in self._suspects if isinstance(each, int) and each > key}
+        else:
+            self._suspects.discard(key)
+        if not self._suspects:
             self.clear()
 
     def clear(self) -> None:
         """Suspect nothing any more."""
-        self._key, self._losses, self._proofs = None, 0, 0
+        self._suspects, self._losses, self._proofs = set(), 0, 0

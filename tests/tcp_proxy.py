@@ -160,11 +160,13 @@ class Proxy:
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, talk: Talk) -> None:
         while True:
-            writer.write(self.up(await read_packet(reader), talk))
+            packet = await read_packet(reader)  # which filter applies is seen when it is there
+            writer.write(self.up(packet, talk))
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, talk: Talk) -> None:
         while not self._gather_s:
-            writer.write(self.down(await read_packet(reader), talk))
+            packet = await read_packet(reader)
+            writer.write(self.down(packet, talk))
         while gathered := await reader.read(8_192):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._gather_s):
