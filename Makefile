@@ -11,7 +11,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak clean programs
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,9 @@ chaos: $(VENV)/.development programs ## 100 kills of the program, and the proof 
 
 soak: $(VENV)/.development programs ## 1,000 agents for 30 minutes with every trouble; options: make soak ARGS="--agents 200 --seconds 180"
 	$(BIN)/python -m bench.soak $(ARGS)
+
+fuzz: $(VENV)/.development programs ## a million payloads of commands, some of them end to end; options: make fuzz ARGS="--seed 5"
+	$(BIN)/python -m bench.fuzz $(ARGS)
 
 format: $(VENV)/.development ## put the code into form
 	$(BIN)/ruff format .

@@ -23,7 +23,7 @@ from tests.broker_support import DEADLINE_S, HOST, Broker
 from tests.stage_support import Stage, staged
 
 _CONNECT = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05flood"
-_MANY = 5000
+_MANY = 3000
 
 
 def packet(topic: str, payload: bytes, qos: int, number: int) -> bytes:
@@ -82,7 +82,7 @@ class Watch:
 
 
 async def test_a_flood_leaves_the_polls_alone(tmp_path: Path, shared_broker: Broker) -> None:
-    """C5, P4: 5,000 messages at once, to one agent, to all, to none, valid and not, with requests in between."""
+    """C5, P4: 3,000 messages at once, to one agent, to all, to none, valid and not, with requests in between."""
     agents = [str(number) for number in range(101, 121)]
     async with staged(tmp_path, shared_broker, agents=agents) as stage, stage.running() as adapter:
         for agent in agents:
@@ -121,7 +121,7 @@ async def test_a_flood_leaves_the_polls_alone(tmp_path: Path, shared_broker: Bro
             assert answered[f"/{agent}/calldata/result"] + answered[f"/{agent}/session/result"] <= 20 * (lasted_s + 2)
         responses = answered["/bridge/response/agents"] + answered["/bridge/response/reload"]
         assert 0 < responses <= 20 * (lasted_s + 2)
-        assert counters.dropped_commands > 1000
+        assert counters.dropped_commands > 500
         assert 1 <= len(_summaries(stage)) <= lasted_s + 2
         assert watch.most_bytes <= 8 * 1024 * 1024
         assert watch.most_tasks < 3 * len(agents) + 100
