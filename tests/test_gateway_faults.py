@@ -715,3 +715,17 @@ async def test_p5_poll_cut_by_a_kill_is_not_followed_at_once(tmp_path: Path, sha
 
     assert second.pause_s is not None
     assert second.pause_s > 1
+
+
+async def test_other_work_number_is_told_in_few_words(tmp_path: Path, shared_broker: Broker) -> None:
+    """P11: an event that names another agent, by half a megabyte, is published unchanged, and said in a short line."""
+    name = "x" * 500_000
+    async with (
+        Hostile(tmp_path / "gateway", event(1, workNo=name)) as gateway,
+        adapter_at(gateway, shared_broker, tmp_path) as (peer, prefix),
+    ):
+        told = await wait_for(peer, f"{prefix}/bridge/log", lambda line: "names agent" in line["message"])
+        published = await wait_for(peer, f"{prefix}/101/event", lambda payload: payload["seq"] == 1)
+
+    assert len(told["message"]) < 200
+    assert published["workNo"] == name

@@ -110,7 +110,7 @@ class Presence:
         work_no = self.agent.work_no
         if event.work_no not in (work_no, None) and not self._named_other:
             self._named_other = True
-            self.say(logging.WARNING, "getAgentEvent: an event names agent %s; published here unchanged", event.work_no)
+            self.say(logging.WARNING, "getAgentEvent: an event names agent %.64s; published unchanged", event.work_no)
         if self._shared.mask is not None:
             event = self._shared.mask.apply(event)
         event_id, seq = new_id(), self._record.seq + 1
