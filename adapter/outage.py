@@ -21,7 +21,8 @@ class Outage:
         self._suffering: set[str] = set()
         self._affected: set[str] = set()
         self._since = 0.0
-        self._told_at = 0.0
+        self._told_at = float("-inf")
+        self._told = False
 
     def begins(self, sufferer: str, reason: str, *, remind_s: float | None = None, grave: bool = False) -> None:
         """Note that `sufferer` fails, or still does.
@@ -31,7 +32,8 @@ class Outage:
         Args:
             sufferer: Who fails.
             reason: Why.
-            remind_s: Seconds after which it is logged again while it lasts; `None` for never.
+            remind_s: Seconds after which it is logged again while it lasts, and before which it is not where it comes
+                and goes; `None` for never, and at each coming.
             grave: Whether a person has to mend it: that is an error, also where others failed before.
         """
         now = time.monotonic()
@@ -40,9 +42,10 @@ class Outage:
         self._suffering.add(sufferer)
         self._affected.add(sufferer)
         if first:
-            self._since = now
-        if first or (grave and not again) or (remind_s is not None and now - self._told_at >= remind_s):
-            self._told_at = now
+            self._since, self._told = now, False
+        due = first if remind_s is None else now - self._told_at >= remind_s
+        if due or (grave and not again):
+            self._told_at, self._told = now, True
             level = logging.ERROR if grave else logging.WARNING
             _log.log(level, "%s: %s: %s; trying again", self._subject, sufferer, reason)
         elif not again:
@@ -72,5 +75,5 @@ class Outage:
         seconds = max(0.0, time.monotonic() - self._since - ago_s)
         few = len(self._affected) <= _NAMED
         who = f" ({', '.join(sorted(self._affected))})" if few else f"; {len(self._affected)} affected"
-        _log.info("%s: back after %.1f s%s", self._subject, seconds, who)
+        _log.log(logging.INFO if self._told else logging.DEBUG, "%s: back after %.1f s%s", self._subject, seconds, who)
         self._affected.clear()

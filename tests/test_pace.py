@@ -119,6 +119,20 @@ def test_outage_may_remind(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == ["storage: agent 101: full; trying again"] * 2
 
 
+def test_outage_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """D4: a disk that is full, has room, and is full again every moment fills no log."""
+    caplog.set_level("INFO", "adapter.outage")
+    outage = Outage("storage")
+    for _ in range(100):
+        outage.begins("agent 101", "full", remind_s=60.0)
+        outage.ends("agent 101")
+
+    assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
+        "storage: agent 101: full; trying again",
+        "storage: back",
+    ]
+
+
 def limit_pages(here: Place, pages: int | None) -> None:
     """Let the database grow no further, or again."""
     connection = here.adapter.app._shared.outbox._writer._database._connection

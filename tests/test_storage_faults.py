@@ -214,6 +214,21 @@ async def test_d5_a_link_is_no_way_in(tmp_path: Path, shared_broker: Broker, lin
         assert not adapter.task.done()
 
 
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [("1m,ro", "cannot be opened: Read-only file system"), ("64k", "cannot be used: database or disk is full")],
+    ids=["read-only", "full"],
+)
+async def test_d4_a_start_without_a_place_to_write_is_one_line(
+    tmp_path: Path, shared_broker: Broker, disk: str, said: str
+) -> None:
+    """D4, P12: a disk that is read-only, or has no room for a database: exit code 1, the reason, and no poll."""
+    async with staged(tmp_path, shared_broker) as stage, started(stage, disk=disk) as adapter:
+        assert await adapter.program.ended() == 1
+        assert adapter.program.err == [f"{tmp_path}/disk/outbox.db: {said}"]
+        assert stage.simulator.polls("101") == []
+
+
 def left_by_a_kill(directory: Path) -> Path:
     """Leave a database as a kill does: with a write-ahead log that holds all of it."""
     path = directory / "outbox.db"

@@ -58,8 +58,7 @@ class Lock:
             os.pwrite(self._descriptor, json.dumps(health).encode().ljust(_BEAT_BYTES), 0)
 
     def release(self) -> None:
-        """Let another process have the database."""
-        os.ftruncate(self._descriptor, 0)
+        """Let another process have the database. Nothing is written: the disk may be read-only by now."""
         os.close(self._descriptor)
 
     @staticmethod
