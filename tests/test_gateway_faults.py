@@ -10,6 +10,7 @@ import gzip
 import itertools
 import json
 import signal
+import socket
 import tracemalloc
 import urllib.request
 import uuid
@@ -45,6 +46,17 @@ from tests.stage_support import staged
 GUID = "canary-guid-of-101"
 
 _MEBIBYTE = 1024 * 1024
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 
 
 async def events(line: Line) -> list[str]:
@@ -419,6 +431,7 @@ async def test_socket_of_a_handshake_that_is_cut_is_closed_at_once(tmp_path: Pat
     assert not error.answer_lost
 
 
+@ipv6
 async def test_ipv6(tmp_path: Path) -> None:
     """A gateway whose address is IPv6 is polled, and its certificate checked against that address."""
     async with Hostile(tmp_path, ok(READY), host="::1") as gateway, line_to(gateway) as line:
@@ -427,6 +440,7 @@ async def test_ipv6(tmp_path: Path) -> None:
     assert b"\r\nHost: [::1]:" in gateway.polls[0]
 
 
+@ipv6
 async def test_certificate_of_another_ipv6_address_is_refused(tmp_path: Path) -> None:
     """A certificate for another host does not do for an IPv6 address either."""
     async with Hostile(tmp_path, host="::1", certificate="wrong_host") as gateway, line_to(gateway) as line:

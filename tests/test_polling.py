@@ -389,7 +389,7 @@ async def test_event_of_another_work_number_is_published_here(
 
         assert event["workNo"] == "205"
         lines = [record.getMessage() for record in caplog.records if "205" in record.getMessage()]
-        assert lines == ["agent 101: getAgentEvent: an event names agent 205; published here unchanged"]
+        assert lines == ["agent 101: getAgentEvent: an event names agent 205; published unchanged"]
 
 
 @pytest.mark.parametrize("certificate", ["wrong_host", "expired"])
