@@ -22,12 +22,16 @@ from adapter import publisher
 from adapter.agent.presence import Timing
 from adapter.check import health
 from adapter.config import Backoff
-from adapter.errors import StorageDamagedError
+from adapter.errors import StorageDamagedError, StorageError, StorageFullError
 from adapter.simulator import Fault
+from adapter.store import database as database_module
 from adapter.store import outbox as outbox_module
+from adapter.store import writer
 from adapter.store.database import Database
-from tests.adapter_support import Running, write
-from tests.broker_support import Broker
+from adapter.store.outbox import Outbox, open_outbox
+from adapter.store.records import AgentRecord, Change, Outgoing
+from tests.adapter_support import write
+from tests.broker_support import DEADLINE_S, Broker
 from tests.cli_support import run_program
 from tests.stage_support import Stage, staged
 from tests.storage_support import fill, limit_file_size, limit_pages, started
@@ -300,13 +304,66 @@ def test_d6_what_is_damaged_is_set_aside_whole(tmp_path: Path, harm: str, caplog
             assert database.run([lambda database: database.set_meta("new", b"v")]) == [None]
             modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir() if file.is_file()}
 
-        asides = [file for file in tmp_path.glob("outbox.db.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
-        assert len(asides) == round_
+        assert len(asides(tmp_path)) == round_
         assert modes == {0o600}
         if harm in {"emptied", "gone"}:
             assert log in [file.read_bytes() for file in tmp_path.glob("*.damaged-*-wal")]
     assert caplog.text.count("is damaged (") == 2
     assert "SECRE" not in caplog.text
+
+
+def test_d6_what_cannot_be_set_aside_is_left_alone(tmp_path: Path) -> None:
+    """D6: the name for it is too long: one error that says so, and the file as it was."""
+    path = tmp_path / f"{'x' * 240}.db"
+    path.write_text("no database " * 100)
+
+    with pytest.raises(StorageError, match="it is damaged, and cannot be set aside: File name too long"):
+        Database(path, 64)
+    assert path.read_text() == "no database " * 100
+
+
+async def test_d6_a_disk_that_damages_all_is_not_filled_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D4, D6: damaged again within a minute, nothing can be stored; later it can, in another file, and nothing is lost."""
+    monkeypatch.setattr(writer, "_RETRY_S", 0.05)
+
+    def event(number: int) -> Change:
+        agent = AgentRecord(work_no="101", guid="G", seq=number)
+        return Change(agent=agent, outgoing=[Outgoing(topic="t", payload=b"%d" % number, retain=True)])
+
+    async with open_outbox(tmp_path / "outbox.db", 64) as outbox:
+        await outbox.remember("key", b"kept")
+        await outbox.commit(event(1))
+        for _ in range(2):
+            overwrite(tmp_path)
+            await forget_pages(outbox)
+            with contextlib.suppress(StorageFullError):
+                await outbox.commit(event(2))
+        with pytest.raises(StorageFullError, match="it is damaged again: "):
+            await outbox.commit(event(3))
+        assert len(asides(tmp_path)) == 1
+
+        monkeypatch.setattr(database_module, "_AGAIN_S", 0.0)
+        async with asyncio.timeout(DEADLINE_S):
+            await writable(outbox)
+        await outbox.commit(event(3))
+        assert [entry.message.payload for entry in await outbox.next(10)] == [b"1", b"2", b"3"]
+    with Database(tmp_path / "outbox.db", 64) as database:
+        assert database.agents()["101"].seq == 3
+        assert database.meta("key") == b"kept"
+    assert len(asides(tmp_path)) == 2
+
+
+async def writable(outbox: Outbox) -> None:
+    """Wait until something can be written."""
+    while not outbox.writable:  # noqa: ASYNC110 - it has no event for that
+        await asyncio.sleep(0.02)
+
+
+def asides(directory: Path) -> list[Path]:
+    """List the databases that were set aside."""
+    return [path for path in directory.glob("*.damaged-*") if not path.name.endswith(("-wal", "-shm"))]
 
 
 def overwrite(directory: Path) -> None:
@@ -322,9 +379,9 @@ def delete(directory: Path) -> None:
         path.unlink()
 
 
-def forget_pages(adapter: Running) -> None:
+async def forget_pages(outbox: Outbox) -> None:
     """Have SQLite read from the disk again what it remembers: a database of a real size is not all in memory."""
-    adapter.app._outbox._writer._database._connection.execute("PRAGMA shrink_memory")
+    await outbox._writer.read(lambda database: database._connection.execute("PRAGMA shrink_memory"))
 
 
 @pytest.mark.parametrize("harm", [overwrite, delete])
@@ -341,7 +398,7 @@ async def test_d6_damage_shows_while_it_runs(
             first = stage.simulator.guid("102")
             await stage.simulator.wait_for(lambda: stage.simulator.guid("102") != first)
             harm(tmp_path)
-            forget_pages(adapter)
+            await forget_pages(adapter.app._outbox)
             if harm is delete:
                 with pytest.raises(StorageDamagedError):  # health looks for it every minute
                     await adapter.app._outbox.measure()
@@ -375,7 +432,7 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
             stage.simulator.emit("101", big("101", number))
         await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 4)
         overwrite(tmp_path)
-        forget_pages(adapter)
+        await forget_pages(adapter.app._outbox)
 
         broker.start()
         await stage.peer.wait_subscribed()
