@@ -22,7 +22,7 @@ def gateway_config(simulator: Simulator, **changes: Any) -> GatewayConfig:  # no
         ca_file=simulator.ca_file,
         verify=True,
         hold_s=simulator.settings.hold_s,
-        timeout_s=2.0,
+        timeout_s=20.0,
         interval_s=(0.2, 0.5),
         error_backoff=Backoff(initial_s=1.01, maximum_s=2.0),
         allow_http=False,

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -243,7 +243,7 @@ async def line_to(gateway: Hostile, **changes: object) -> AsyncIterator[Line]:
         "ca_file": gateway.ca_file,
         "verify": True,
         "hold_s": 0.5,
-        "timeout_s": 5.0,
+        "timeout_s": 20.0,
         "interval_s": (0.2, 0.5),
         "error_backoff": Backoff(initial_s=1.01, maximum_s=2.0),
         "allow_http": True,
@@ -254,6 +254,16 @@ async def line_to(gateway: Hostile, **changes: object) -> AsyncIterator[Line]:
         yield line
     finally:
         await line.close()
+
+
+@contextlib.contextmanager
+def hurried(line: Line, timeout_s: float) -> Iterator[None]:
+    """Give a line's next requests little time; others need much of it where the machine is busy."""
+    usual_s, line._timeout_s = line._timeout_s, timeout_s
+    try:
+        yield
+    finally:
+        line._timeout_s = usual_s
 
 
 class Proxy:

@@ -15,6 +15,7 @@ from adapter.gateway import is_guid, result_of
 from adapter.simulator import Fault, Simulator, faults
 from tests.broker_support import free_ports
 from tests.gateway_support import Relay, line_to
+from tests.hostile_support import hurried
 
 EMPTY = b'{"message":"","retcode":"0"}'
 
@@ -221,8 +222,9 @@ async def test_p14_endless_answer_is_not_read_to_its_end(simulator: Simulator) -
 async def test_p5_answer_that_does_not_come_whole_is_lost(simulator: Simulator, fault: Fault, reason: str) -> None:
     """P5: no answer within `timeout`, or part of one: an error that says it may have held an event."""
     simulator.script("101", fault)
-    async with line_to(simulator, timeout_s=0.3) as line:
-        with pytest.raises(GatewayConnectionError, match=reason) as caught:
+    async with line_to(simulator) as line:
+        await line.agent_status(simulator.guid("101"))
+        with hurried(line, 0.3), pytest.raises(GatewayConnectionError, match=reason) as caught:
             await line.poll(simulator.guid("101"))
         await simulator.wait_for(lambda: not simulator.polling("101"))
         following = await line.poll(simulator.guid("101"))

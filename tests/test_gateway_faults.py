@@ -36,6 +36,7 @@ from tests.hostile_support import (
     chunked,
     cut,
     endless,
+    hurried,
     line_to,
     ok,
     pieces,
@@ -186,8 +187,10 @@ async def test_p5_redirect_to_another_host_is_not_followed(tmp_path: Path) -> No
 )
 async def test_p5_refusal_is_no_lost_answer_however_it_ends(tmp_path: Path, script: Script) -> None:
     """P5: another status than 200 carries no event, so that nothing is lost with its body."""
-    async with Hostile(tmp_path, script) as gateway, line_to(gateway, timeout_s=1.0) as line:
-        error = await failure(line)
+    async with Hostile(tmp_path, script) as gateway, line_to(gateway) as line:
+        await line.agent_status(GUID)
+        with hurried(line, 1.0):
+            error = await failure(line)
         assert await events(line) == []
 
     assert isinstance(error, GatewayConnectionError)
@@ -291,8 +294,8 @@ async def test_p14_endless_answer_is_neither_held_nor_read_to_its_end(
     tmp_path: Path, script: Script, reason: str
 ) -> None:
     """P14: of an answer without end, in any of its parts, little over 1 MiB is read, and never more held."""
-    async with Hostile(tmp_path, script) as gateway, line_to(gateway, timeout_s=1.0) as line:
-        error, peak_bytes = await measured(line)
+    async with Hostile(tmp_path, script) as gateway, line_to(gateway) as line:
+        error, peak_bytes = await measured(line, timeout_s=1.0 if "no answer" in reason else 20.0)
         await gateway.wait_for(gateway.wires[0].writer.is_closing)
         assert await events(line) == []
 
@@ -333,12 +336,13 @@ async def test_p14_small_answer_that_grows_is_not_held(tmp_path: Path, body: byt
     assert peak_bytes < 40 * _MEBIBYTE
 
 
-async def measured(line: Line) -> tuple[GatewayError, int]:
+async def measured(line: Line, timeout_s: float = 20.0) -> tuple[GatewayError, int]:
     """Poll in vain; give the error, and the most bytes that Python held, the gateway's end included."""
     await line.agent_status(GUID)  # which connects: TLS is not to be measured
     tracemalloc.start()
     try:
-        error = await failure(line)
+        with hurried(line, timeout_s):
+            error = await failure(line)
         return error, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -350,8 +354,10 @@ async def measured(line: Line) -> tuple[GatewayError, int]:
 async def test_p5_slow_answer_has_the_time_of_the_whole_request(tmp_path: Path, part: bytes) -> None:
     """P5: an answer of one byte a time, each in time, is given up when the whole request has taken `timeout`."""
     slow = pieces(*(part[at : at + 1] for at in range(len(part))), every_s=0.1)
-    async with Hostile(tmp_path, slow) as gateway, line_to(gateway, timeout_s=0.6) as line:
-        error = await failure(line)
+    async with Hostile(tmp_path, slow) as gateway, line_to(gateway) as line:
+        await line.agent_status(GUID)
+        with hurried(line, 0.6):
+            error = await failure(line)
         gateway.then(ok(READY))
         await gateway.wait_for(gateway.wires[0].writer.is_closing)
         assert await events(line) == ["AgentState_Ready"]
@@ -526,10 +532,11 @@ async def test_proxy_that_makes_no_tunnel_lost_nothing(tmp_path: Path, refusal: 
     async with (
         Hostile(tmp_path) as gateway,
         Proxy(refusal) as proxy,
-        line_to(gateway, proxy=proxy.address("user:secret"), timeout_s=0.5) as line,
+        line_to(gateway, proxy=proxy.address("user:secret")) as line,
     ):
-        error = await failure(line)
-        again = await failure(line)
+        with hurried(line, 20.0 if refusal else 0.5):
+            error = await failure(line)
+            again = await failure(line)
         proxy._refusal = None
         assert await events(line) == []
 
@@ -543,7 +550,7 @@ async def test_certificate_that_stops_to_fit_is_refused_until_it_fits_again(tmp_
     """A gateway that comes back under another authority is refused each time, and polled when it has its own again."""
     async with Hostile(tmp_path) as gateway, Proxy() as proxy:
         changes = {"proxy": proxy.address()} if behind else {}
-        async with line_to(gateway, timeout_s=2.0, **changes) as line:
+        async with line_to(gateway, **changes) as line:
             assert await events(line) == []
             own, polls = gateway.tls, len(gateway.polls)
             await gateway.reopen(Hostile(tmp_path / "other").tls)
@@ -581,7 +588,7 @@ async def adapter_at(
             "url": gateway.url,
             "ca_file": str(gateway.ca_file),
             "hold": 0.5,
-            "timeout": 2,
+            "timeout": 20,
             "interval": [0.2, 0.2],
             "error_interval": [1.01, 1.01],
         },
