@@ -223,7 +223,8 @@ class Line:
     async def _read(self, response: httpx.Response) -> bytes:
         """Take what the head of an answer brings, and give its body, cut off at a little over `MAX_ANSWER_BYTES`."""
         self._status = response.status_code
-        self.new_guid = _guid(response.headers.get("set-guid"))
+        for header in response.headers.get_list("set-guid"):
+            self.new_guid = _guid(header) or self.new_guid
         for header in response.headers.get_list("set-cookie"):
             self._take_cookie(header)
         body = bytearray()
@@ -261,9 +262,9 @@ class Line:
             del self.cookies[next(iter(self.cookies))]
 
 
-def _guid(header: str | None) -> str | None:
+def _guid(header: str) -> str | None:
     """Take the GUID out of ``JSESSIONID=<guid>``; `None` where there is none, or none that could be sent back."""
-    if header is None or not header.startswith("JSESSIONID="):
+    if not header.startswith("JSESSIONID="):
         return None
     guid = header.removeprefix("JSESSIONID=").split(";")[0].strip()
     return guid if is_guid(guid) else None

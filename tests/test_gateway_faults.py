@@ -390,6 +390,16 @@ async def test_p8_p9_header_that_could_break_out_is_not_kept(tmp_path: Path, nam
     assert names - {b"Cookie"} == {b"Host", b"Content-Type", b"Accept-Encoding", b"User-Agent", b"Guid"}
 
 
+@pytest.mark.parametrize("others", [[b"new"], [b"old", b"new"], [b"new", b"b a d"], [b"new", b"new", b""]])
+async def test_p8_newest_of_several_guids_is_taken(tmp_path: Path, others: list[bytes]) -> None:
+    """P8: where a load balancer repeats the header, the last GUID that can be used is the new one."""
+    lines = [b"Set-GUID: JSESSIONID=" + other for other in others]
+    async with Hostile(tmp_path, ok(READY, *lines)) as gateway, line_to(gateway) as line:
+        await line.poll(GUID)
+
+        assert line.new_guid == "new"
+
+
 @pytest.mark.parametrize("size", [1025, 10**6])
 @pytest.mark.parametrize("name", [b"Set-GUID: JSESSIONID=", b"Set-Cookie: c="])
 async def test_p8_p9_header_beyond_its_limit_is_not_kept(tmp_path: Path, name: bytes, size: int) -> None:
