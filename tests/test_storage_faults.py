@@ -312,6 +312,27 @@ def test_d6_what_is_damaged_is_set_aside_whole(tmp_path: Path, harm: str, caplog
     assert "SECRE" not in caplog.text
 
 
+def test_d6_agents_go_on_where_they_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """D6, P8: a page of the backlog is damaged; GUIDs and `seq` are not, and go on in the new file."""
+    path = tmp_path / "outbox.db"
+    agents = {each: AgentRecord(work_no=each, guid=f"SECRET-{each}", seq=20, state=b"{}") for each in ("101", "102")}
+    changes = [Change(agent=agent, outgoing=[Outgoing(topic="t", payload=b"y" * 50_000)]) for agent in agents.values()]
+    with Database(path, 64) as database:
+        database.run([partial(Database.store, change=each, rows=range(n, n + 1)) for n, each in enumerate(changes)])
+    broken = bytearray(path.read_bytes())
+    for page in range(0, len(broken), 4096):
+        if broken.count(b"y", page, page + 4096) > 4000:
+            broken[page : page + 4096] = bytes([0xA5]) * 4096
+    path.write_bytes(broken)
+
+    with Database(path, 64) as database:
+        assert database.agents() == agents
+        assert database.depth() == (0, None)
+    assert [file.read_bytes() for file in asides(tmp_path)] == [bytes(broken)]
+    assert "storage: 2 agents could be read in it: GUID and seq go on" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
 def test_d6_what_cannot_be_set_aside_is_left_alone(tmp_path: Path) -> None:
     """D6: the name for it is too long: one error that says so, and the file as it was."""
     path = tmp_path / f"{'x' * 240}.db"
@@ -325,7 +346,7 @@ def test_d6_what_cannot_be_set_aside_is_left_alone(tmp_path: Path) -> None:
 async def test_d6_a_disk_that_damages_all_is_not_filled_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D4, D6: damaged again within a minute, nothing can be stored; later it can, in another file, and nothing is lost."""
+    """D4, D6: damaged again within a minute, nothing is stored; later it is, in another file, and nothing is lost."""
     monkeypatch.setattr(writer, "_RETRY_S", 0.05)
 
     def event(number: int) -> Change:

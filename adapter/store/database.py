@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -64,7 +64,8 @@ class Database:
                 self._open()
             except StorageDamagedError as error:
                 self._damage = error.reason
-                self.begin_anew(Survivors())
+                self.begin_anew(None)
+                self.run([])
         except StorageError:
             self.lock.release()
             raise
@@ -85,8 +86,11 @@ class Database:
             raise StorageDamagedError(str(self._path), "it holds a row that is none of ours") from err
         self._file = file
 
-    def begin_anew(self, survivors: Survivors) -> None:
+    def begin_anew(self, survivors: Survivors | None) -> None:
         """Set the damaged file aside and go on with a new one (D6), into which the survivors go with what comes next.
+
+        Args:
+            survivors: What is in memory; `None` at the start, where it is what can be read of the agents.
 
         Raises:
             StorageFullError: That is not possible now, and may be tried again.
@@ -94,8 +98,12 @@ class Database:
         meta = self._meta
         try:
             if self._damage is not None:
-                self._put_away(self._damage)
+                aside = self._put_away(self._damage)
                 self._damage = None
+                if survivors is None and aside is not None:
+                    survivors = Survivors(agents=_agents_in(aside))
+                    fate = "GUID and seq go on" if survivors.agents else "GUIDs are lost, and seq begins at 1 again"
+                    _log.error("storage: %d agents could be read in it: %s", len(survivors.agents), fate)
             if self._file is not None:
                 # It has no name any more from which SQLite could delete the write-ahead log.
                 self._file.close()
@@ -108,7 +116,7 @@ class Database:
             raise StorageFullError(str(self._path), error.reason) from error
         self._meta, self._owed = meta, survivors
 
-    def _put_away(self, damage: str) -> None:
+    def _put_away(self, damage: str) -> Path | None:
         if time.monotonic() - self._set_aside_at < _AGAIN_S:
             raise StorageFullError(str(self._path), f"it is damaged again: {damage}")
         try:
@@ -119,6 +127,7 @@ class Database:
         self._set_aside_at = time.monotonic()
         fate = "nothing is left of it" if aside is None else f"set aside as {aside.name}"
         _log.error("storage: %s is damaged (%s): %s, a new one begun", self._path, damage, fate)
+        return aside
 
     def close(self) -> None:
         """Fold the write-ahead log in, close the file and release the lock."""
@@ -343,3 +352,15 @@ class Database:
     def size_bytes(self) -> int:
         """Measure the file and its write-ahead log; find out where somebody took it away."""
         return 0 if self._file is None else self._file.size_bytes()
+
+
+def _agents_in(damaged: Path) -> tuple[AgentRecord, ...]:
+    """Read the agents of a damaged database as far as that is possible, and change nothing of it."""
+    agents: list[AgentRecord] = []
+    if damaged.exists() and damaged.stat().st_size:  # or SQLite would delete its log
+        with (
+            suppress(sqlite3.Error, ValueError, TypeError),
+            closing(sqlite3.connect(f"{damaged.as_uri()}?mode=ro", uri=True)) as connection,
+        ):
+            agents.extend(map(agent_of, connection.execute(sql.AGENTS)))
+    return tuple(agents)

@@ -87,7 +87,7 @@ class File:
             # A crash leaves the write-ahead log behind: reading it is the file's first test, this is its second.
             damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if damage != "ok":
-                raise StorageDamagedError(str(self._path), damage)  # noqa: TRY301 - the connection is closed below
+                raise StorageDamagedError(str(self._path), damage.splitlines()[-1])  # noqa: TRY301 - the connection is closed below
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > sql.SCHEMA_VERSION:
                 reason = f"written by a newer version of this program (schema {version})"

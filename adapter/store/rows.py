@@ -28,6 +28,8 @@ def agent_of(row: tuple[Any, ...]) -> AgentRecord:
         TypeError: The same.
     """
     members = dict(zip(_AGENT_COLUMNS, row, strict=True))
+    if not (isinstance(members["seq"], int) and isinstance(members["state"], bytes)):
+        raise TypeError
     members["cookies"] = tuple((name, value) for name, value in json.loads(members["cookies"]))
     return AgentRecord(**members | {name: bool(members[name]) for name in ("own", "stay_out")})
 
