@@ -58,7 +58,9 @@ class Lock:
             os.pwrite(self._descriptor, json.dumps(health).encode().ljust(_BEAT_BYTES), 0)
 
     def release(self) -> None:
-        """Let another process have the database. Nothing is written: the disk may be read-only by now."""
+        """Let another process have the database."""
+        with contextlib.suppress(OSError):  # the disk may be read-only by now
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
     @staticmethod
