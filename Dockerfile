@@ -15,10 +15,13 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY schemas ./schemas
 COPY adapter ./adapter
 
-# The environment is made where it will stay: its scripts name their interpreter by its path.
+# The environment is made where it will stay: its scripts name their interpreter by its path. What builds it is pinned
+# like what is in it, and stays behind.
 RUN python3 -m venv --without-pip /opt/ccgateway2mqtt \
-    && python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
-    && python3 -m pip --python /opt/ccgateway2mqtt/bin/python3 install --no-cache-dir --constraint constraints.txt /dist/*.whl
+    && python3 -m venv /build \
+    && /build/bin/pip install --no-cache-dir --constraint constraints.txt pip \
+    && /build/bin/pip wheel --no-cache-dir --no-deps --build-constraint constraints.txt --wheel-dir /dist . \
+    && /build/bin/pip --python /opt/ccgateway2mqtt/bin/python3 install --no-cache-dir --constraint constraints.txt /dist/*.whl
 
 
 FROM python:3.13-slim-bookworm

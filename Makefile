@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
+AUDIT_VENV := .venv-audit
+OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
@@ -11,7 +13,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz clean programs
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz container audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -52,6 +54,16 @@ soak: $(VENV)/.development programs ## 1,000 agents for 30 minutes with every tr
 fuzz: $(VENV)/.development programs ## a million payloads of commands, some of them end to end; options: make fuzz ARGS="--seed 5"
 	$(BIN)/python -m bench.fuzz $(ARGS)
 
+container: $(VENV)/.development programs ## build the image and run it without root, capabilities and a root to write; needs root
+	@scripts/need buildah:buildah bwrap:bubblewrap setpriv:util-linux debootstrap:debootstrap
+	$(BIN)/python -m bench.container
+
+# In an environment of its own, and not pinned: it is no part of the program, and is to be the newest.
+audit: $(BIN)/python ## ask the OSV database about every version in constraints.txt; a mirror: make audit OSV_URL=https://...
+	@test -x $(AUDIT_VENV)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT_VENV) && $(AUDIT_VENV)/bin/pip install $(PIP_FLAGS) pip-audit; }
+	$(AUDIT_VENV)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --vulnerability-service osv --osv-url $(OSV_URL)
+
 format: $(VENV)/.development ## put the code into form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -61,7 +73,7 @@ schemas: $(VENV)/.development ## make schemas/ again from the code
 	$(BIN)/python -m adapter.config.schema > schemas/config.json
 
 clean: ## remove what was set up and built
-	rm -rf $(VENV) $(WHEEL_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(WHEEL_VENV) $(AUDIT_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
 
 programs:
 	@scripts/need mosquitto:mosquitto mosquitto_sub:mosquitto-clients chromium,google-chrome:chromium node:nodejs curl:curl systemd-analyze:systemd openssl:openssl

@@ -98,6 +98,11 @@ class Program:
                 pipe.close()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def runs(self) -> bool:
         """Say whether it has not ended."""
         return self._process.poll() is None
