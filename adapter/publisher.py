@@ -43,6 +43,9 @@ _LATE_S = 30.0
 _READ_AGAIN_S = 10.0
 """When the line is read again that could not be read."""
 
+_REMIND_S = 60.0
+"""How often that is logged, while it is so (D4)."""
+
 _PUT_OFF = Backoff(initial_s=1.0, maximum_s=30.0)
 """Pauses before a message is tried again that the broker did not take for now."""
 
@@ -97,6 +100,7 @@ class Publisher:
         self._last_denied: tuple[str, Refusal] | None = None
         self._denied: dict[str, tuple[float, Refusal]] = {}
         self._outage = Outage("broker")
+        self._unreadable = Outage("storage")
         self._put_off: dict[str, float] = {}
         self._pauses: Iterator[float] = _PUT_OFF.delays()
         self._again_at: float | None = None
@@ -131,9 +135,10 @@ class Publisher:
         try:
             entries = await self._outbox.next(room) if room > 0 else []
         except StorageError as error:
-            _log.error("publisher: %s", error)
+            self._unreadable.begins("publisher", str(error), remind_s=_REMIND_S, grave=True)
             await asyncio.sleep(_READ_AGAIN_S)
             return
+        self._unreadable.is_over()
         for entry in entries:
             self._send(connection, entry)
         if not entries:

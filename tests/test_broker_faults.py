@@ -70,12 +70,14 @@ async def test_d2_a_broker_that_drops_each_connection(
         assert f"another client may use the client id 'ccgateway2mqtt-{stage.prefix}'" in hint
 
 
-async def test_d2_after_a_recovery_the_pauses_are_short_again(tmp_path: Path, shared_broker: Broker) -> None:
+async def test_d2_after_a_recovery_the_pauses_are_short_again(
+    tmp_path: Path, shared_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that stood begins the pauses anew: each of many single cuts is over soon."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=60.0))
-        async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
-            for _ in range(8):  # without that, the last pauses alone would be 9 s
+    monkeypatch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=60.0))
+    async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
+        async with asyncio.timeout(25):  # the pauses of one outage of nine attempts would be 34 s
+            for _ in range(9):
                 await until(lambda: not adapter.app._link._outage._suffering and adapter.app._link.connection)
                 count = len(proxy.accepted)
                 proxy.cut()
