@@ -277,7 +277,8 @@ async def test_as_many_results_are_remembered_as_there_is_room_for(tmp_path: Pat
         ]
         await asyncio.gather(*(outbox.admit(settled(command, status="rejected")) for command in commands))
         await outbox.forget_commands(0.0, keep=300)
-        kept = [found for command in commands if (found := await outbox.admit(command)) is not None]
+        found = await asyncio.gather(*(outbox.admit(command) for command in commands))
+        kept = [each for each in found if each is not None]
         assert 290 <= len(kept) <= 301  # some have the same time to the microsecond
         assert {each.id for each in kept} <= {f"c{number}" for number in range(2190, 2500)}
         await outbox.forget_commands(time.time() + 1, keep=300)

@@ -206,6 +206,9 @@ def test_a_response_topic_is_used_below_its_prefix_alone(target: Target) -> None
         f"{target.prefix}/101/calldata/set",
         f"{target.prefix}/bridge/request/restart",
         f"{below}/a\u2028b",
+        f"{below}/+/x",
+        f"{below}/#",
+        "",
     ]
 
     async def ask() -> None:
