@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapter import app as application
-from adapter import preparation
+from adapter import commands, preparation
 from adapter.config import load
 from adapter.errors import StartError, StorageFullError, StorageInUseError
 from adapter.simulator import SimAgent, faults
@@ -542,7 +542,7 @@ async def test_reports_come_by_themselves(
     """Section 3: health every 60 s, `info` where it changed, old commands forgotten, and a heartbeat."""
     monkeypatch.setattr(application, "_REPORT_S", 0.1)
     monkeypatch.setattr(application, "_BEAT_S", 0.1)
-    monkeypatch.setattr(application, "REMEMBERED_S", -1.0)
+    monkeypatch.setattr(commands, "_REMEMBERED_S", -1.0)
     async with staged(tmp_path, shared_broker) as stage, stage.running():
         await stage.polling("101")
         await stage.send("101/calldata/set", {"calldata": 1, "id": "c"})
