@@ -428,7 +428,9 @@ class Peer:
         raw = payload.encode() if isinstance(payload, str) else payload
         self._waiting.append(((topic, raw), {"qos": qos, "retain": retain, "properties": properties}, done))
         os.write(self._wake_w, b"x")
-        return await asyncio.wait_for(asyncio.wrap_future(done), DEADLINE_S)
+        # Not `wait_for`: until Python 3.12 that forgets a cancellation which comes together with the result.
+        async with asyncio.timeout(DEADLINE_S):
+            return await asyncio.wrap_future(done)
 
     def _run(self) -> None:
         while not self._ended:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -67,9 +68,9 @@ async def retained(stage: Stage) -> dict[str, bytes]:
 
 async def until_retained(stage: Stage, wanted: Callable[[dict[str, bytes]], bool]) -> dict[str, bytes]:
     """Wait until what the broker retains is as wanted."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not wanted(found := await retained(stage)):
-            pass
+    deadline = time.monotonic() + DEADLINE_S
+    while not wanted(found := await retained(stage)):
+        assert time.monotonic() < deadline, sorted(found)
     return found
 
 
