@@ -179,7 +179,8 @@ class Gateway:
             while not (value := predicate()):
                 self._change.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._change.wait(), _LOOK_AGAIN_S)
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await self._change.wait()
         return value
 
     # What the services of requests call.
