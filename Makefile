@@ -13,7 +13,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz container audit clean programs
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,10 @@ fuzz: $(VENV)/.development programs ## a million payloads of commands, some of t
 container: $(VENV)/.development programs ## build the image and run it without root, capabilities and a root to write; needs root
 	@scripts/need buildah:buildah bwrap:bubblewrap setpriv:util-linux debootstrap:debootstrap
 	$(BIN)/python -m bench.container
+
+unit: $(VENV)/.development programs ## run the systemd unit under a real systemd, in a container; needs root
+	@scripts/need buildah:buildah debootstrap:debootstrap systemd-nspawn:systemd-container nsenter:util-linux
+	$(BIN)/python -m bench.unit
 
 # In an environment of its own, and not pinned: it is no part of the program, and is to be the newest.
 audit: $(BIN)/python ## ask the OSV database about every version in constraints.txt; a mirror: make audit OSV_URL=https://...

@@ -28,20 +28,25 @@ import yaml
 
 from bench.support import HOST, BenchError, Program, mosquitto, python, wait_until
 
-_ROOT = Path(__file__).parent.parent
-_IMAGE = "localhost/ccgateway2mqtt:check"
+ROOT = Path(__file__).parent.parent
+IMAGE = "localhost/ccgateway2mqtt:check"
 _STAND_IN = ("trixie", "python3,python3-venv,python3-pip,ca-certificates")
 """The Debian release whose Python is that of the base image, and what the image's steps use of it."""
 _TRUST = Path("/etc/ssl/certs")
 _PULL_S, _WAIT_S = 120, 30.0
-_GRACE_S = 30.0
+GRACE_S = 30.0
 """What compose.yaml and the unit give a stop (D7)."""
-_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _WRITABLE = {"/data", "/tmp"}  # noqa: S108 - names inside the container
 _TRIES = ("/x", "/etc/passwd", "/config/config.yaml", "/opt/ccgateway2mqtt/x", "/usr/bin/x", "/var/x", "/proc/sys/x")
 
 
-def _buildah(*words: str, directory: Path, timeout_s: float | None = None) -> str:
+def buildah(*words: str, directory: Path, timeout_s: float | None = None) -> str:
+    """Run buildah on a storage of ours in `directory`; give what it prints.
+
+    Raises:
+        BenchError: It failed.
+    """
     stores = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "vfs"]
     done = subprocess.run(
         ["buildah", *stores, *words],
@@ -56,18 +61,18 @@ def _buildah(*words: str, directory: Path, timeout_s: float | None = None) -> st
     return done.stdout.strip()
 
 
-def _base(directory: Path) -> str:
+def base(directory: Path) -> str:
     """See that the base image is in our storage; say what it is."""
-    lines = (_ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     base = next(line.split()[1] for line in lines if line.startswith("FROM "))
-    if f"docker.io/library/{base}" not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}", directory=directory):
+    if f"docker.io/library/{base}" not in buildah("images", "--format", "{{.Name}}:{{.Tag}}", directory=directory):
         with contextlib.suppress(BenchError, subprocess.TimeoutExpired):
-            _buildah("pull", "--quiet", f"docker.io/library/{base}", directory=directory, timeout_s=_PULL_S)
+            buildah("pull", "--quiet", f"docker.io/library/{base}", directory=directory, timeout_s=_PULL_S)
             return base
         _stand_in(base, directory)
-    container = _buildah("from", "--pull-never", f"docker.io/library/{base}", directory=directory)
-    release = (Path(_buildah("mount", container, directory=directory)) / "etc/debian_version").read_text().strip()
-    _buildah("rm", container, directory=directory)
+    container = buildah("from", "--pull-never", f"docker.io/library/{base}", directory=directory)
+    release = (Path(buildah("mount", container, directory=directory)) / "etc/debian_version").read_text().strip()
+    buildah("rm", container, directory=directory)
     return f"{base} (Debian {release})"
 
 
@@ -78,19 +83,19 @@ def _stand_in(base: str, directory: Path) -> None:
         command = ["debootstrap", "--variant=minbase", f"--include={packages}", release, root]
         if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
             raise BenchError("debootstrap failed")
-        container = _buildah("from", "scratch", directory=directory)
-        _buildah("copy", "--quiet", container, root, "/", directory=directory)
-        _buildah("commit", "--quiet", "--rm", container, f"docker.io/library/{base}", directory=directory)
+        container = buildah("from", "scratch", directory=directory)
+        buildah("copy", "--quiet", container, root, "/", directory=directory)
+        buildah("commit", "--quiet", "--rm", container, f"docker.io/library/{base}", directory=directory)
 
 
-def _build(directory: Path) -> None:
+def build(directory: Path) -> None:
     """Take the Dockerfile's steps, with this machine's trust and package index, if it has others than usual."""
-    options = ["--format", "docker", "--layers=false", "--pull-never", "--quiet", "--tag", _IMAGE]
+    options = ["--format", "docker", "--layers=false", "--pull-never", "--quiet", "--tag", IMAGE]
     if _TRUST.is_dir():
         options += ["--volume", f"{_TRUST}:{_TRUST}:ro"]
     if "PIP_INDEX_URL" in os.environ:
         options += ["--build-arg", "PIP_INDEX_URL"]
-    _buildah("build", *options, str(_ROOT), directory=directory)
+    buildah("build", *options, str(ROOT), directory=directory)
 
 
 class Image:
@@ -140,13 +145,13 @@ class Image:
 
 @contextlib.contextmanager
 def _mounted(directory: Path, data: Path, configuration: Path) -> Iterator[Image]:
-    inspected = json.loads(_buildah("inspect", "--type", "image", _IMAGE, directory=directory))
-    container = _buildah("from", "--pull-never", _IMAGE, directory=directory)
+    inspected = json.loads(buildah("inspect", "--type", "image", IMAGE, directory=directory))
+    container = buildah("from", "--pull-never", IMAGE, directory=directory)
     try:
-        root = Path(_buildah("mount", container, directory=directory))
+        root = Path(buildah("mount", container, directory=directory))
         yield Image(root, inspected["Docker"]["config"], data, configuration)
     finally:
-        _buildah("rm", container, directory=directory)
+        buildah("rm", container, directory=directory)
 
 
 def _adapter(sandbox: int) -> psutil.Process | None:
@@ -158,12 +163,16 @@ def _adapter(sandbox: int) -> psutil.Process | None:
     return None
 
 
-def _status(process: psutil.Process) -> dict[str, str]:
+def status(process: psutil.Process) -> dict[str, str]:
+    """Read what the kernel says of a process: users, capabilities, filters.
+
+    Source: proc(5), /proc/pid/status.
+    """
     lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _writable_mounts(process: psutil.Process) -> set[str]:
+def writable_mounts(process: psutil.Process) -> set[str]:
     """List where something is mounted that may be written, devices and /proc aside.
 
     Source: proc(5), /proc/pid/mountinfo: the fifth field is the place, the sixth its options.
@@ -173,27 +182,40 @@ def _writable_mounts(process: psutil.Process) -> set[str]:
     return {place for place in places if place.split("/")[1] not in {"dev", "proc"}}
 
 
-def _require(what: str, *, holds: bool) -> None:
+def require(what: str, *, holds: bool) -> None:
+    """Say that something is so.
+
+    Raises:
+        BenchError: It is not.
+    """
     if not holds:
         raise BenchError(f"not so: {what}")
     print(f"- {what}", flush=True)
 
 
-def _listen(port: int, topic: str) -> str:
+def listen(port: int, topic: str) -> str:
     """Wait for a message."""
     command = ["mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-C", "1", "-W", str(int(_WAIT_S))]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _configuration(directory: Path, gateway: dict[str, Any], port: int) -> None:
-    directory.mkdir()
+def configuration(directory: Path, gateway: dict[str, Any], port: int, storage: str) -> None:
+    """Write the files that the adapter is given.
+
+    Args:
+        directory: Where; made if it is not there.
+        gateway: What the simulator said of itself.
+        port: The broker's.
+        storage: `storage.path`.
+    """
+    directory.mkdir(exist_ok=True)
     shutil.copy(gateway["ca_file"], directory / "gateway-ca.pem")
     agents = [{"work_no": agent["workNo"], "guid": agent["guid"]} for agent in gateway["agents"]]
     config = {
         "gateway": {"url": gateway["url"], "ca_file": "gateway-ca.pem", "hold": 1, "timeout": 4},
         "mqtt": {"url": f"mqtt://{HOST}:{port}"},
         "agents": agents,
-        "storage": {"path": "/data/ccgateway2mqtt.db"},
+        "storage": {"path": storage},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
@@ -202,33 +224,33 @@ def _look_at(image: Image, port: int, log: Path) -> None:
     """Run the adapter in the sandbox, look at it from outside, and stop it as an engine does."""
     words = [*image.config["Entrypoint"], *image.config["Cmd"]]
     with Program("adapter", image.command(*words), log) as sandbox:
-        event = json.loads(_listen(port, "agents/+/event") or "{}")
+        event = json.loads(listen(port, "agents/+/event") or "{}")
         sandbox.check()
-        _require(f"an event came through: {event.get('eventType')}", holds="eventType" in event)
+        require(f"an event came through: {event.get('eventType')}", holds="eventType" in event)
         adapter = _adapter(sandbox.pid)
         if adapter is None:
             raise BenchError("the adapter is not to be found")
-        status = _status(adapter)
-        _require(f"it is process {status['NSpid'].split()[-1]} in there", holds=status["NSpid"].split()[-1] == "1")
-        _require(f"its user is {status['Uid'].split()[0]}", holds=set(status["Uid"].split()) == {str(image.user)})
-        _require("it has no other groups", holds=not status["Groups"])
-        _require("it has no capability in any set", holds=all(int(status[each], 16) == 0 for each in _CAPABILITIES))
-        _require("it can get none (no_new_privs)", holds=status["NoNewPrivs"] == "1")
-        mounts = _writable_mounts(adapter)
-        _require(f"what is mounted to be written: {', '.join(sorted(mounts))}", holds=mounts <= _WRITABLE)
+        seen = status(adapter)
+        require(f"it is process {seen['NSpid'].split()[-1]} in there", holds=seen["NSpid"].split()[-1] == "1")
+        require(f"its user is {seen['Uid'].split()[0]}", holds=set(seen["Uid"].split()) == {str(image.user)})
+        require("it has no other groups", holds=not seen["Groups"])
+        require("it has no capability in any set", holds=all(int(seen[each], 16) == 0 for each in CAPABILITIES))
+        require("it can get none (no_new_privs)", holds=seen["NoNewPrivs"] == "1")
+        mounts = writable_mounts(adapter)
+        require(f"what is mounted to be written: {', '.join(sorted(mounts))}", holds=mounts <= _WRITABLE)
         tried = "import sys\nfor name in sys.argv[1:]:\n try: open(name, 'a'); print(name)\n except OSError: pass"
         written = image.run("python3", "-c", tried, *_TRIES)
-        _require(f"these cannot be written: {' '.join(_TRIES)}", holds=(written.returncode, written.stdout) == (0, ""))
+        require(f"these cannot be written: {' '.join(_TRIES)}", holds=(written.returncode, written.stdout) == (0, ""))
         health = image.run(*image.config["Healthcheck"]["Test"][1:])
-        _require(
+        require(
             f"its health check says: {health.stderr.strip()}", holds=(health.returncode, health.stderr) == (0, "well\n")
         )
         adapter.send_signal(signal.Signals[image.config["StopSignal"]])
-        wait_until(lambda: not sandbox.runs, _GRACE_S, "the stop")
-    _require("its stop signal ends it in good order", holds="stopped: 0 messages wait" in log.read_text())
-    _require("the bridge is offline", holds=_listen(port, "agents/bridge/availability") == "offline")
+        wait_until(lambda: not sandbox.runs, GRACE_S, "the stop")
+    require("its stop signal ends it in good order", holds="stopped: 0 messages wait" in log.read_text())
+    require("the bridge is offline", holds=listen(port, "agents/bridge/availability") == "offline")
     health = image.run(*image.config["Healthcheck"]["Test"][1:])
-    _require(f"its health check then says: {health.stderr.strip()}", holds=health.returncode == 1)
+    require(f"its health check then says: {health.stderr.strip()}", holds=health.returncode == 1)
 
 
 def main() -> int:
@@ -237,24 +259,24 @@ def main() -> int:
     if os.geteuid() or missing:
         print(f"needs root and {', '.join(missing) or 'nothing else'}", file=sys.stderr)
         return 1
-    store = _ROOT / "build/container"
+    store = ROOT / "build/container"
     store.mkdir(parents=True, exist_ok=True)
     try:
-        print(f"base image: {_base(store)}", flush=True)
-        _build(store)
+        print(f"base image: {base(store)}", flush=True)
+        build(store)
         with contextlib.ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=store)))
             data = directory / "data"
             data.mkdir(mode=0o700)
             port = stack.enter_context(mosquitto(directory))
-            scenario = _ROOT / "examples/scenarios/busy.yaml"
+            scenario = ROOT / "examples/scenarios/busy.yaml"
             arguments = ["simulate", "--hold", "1", "--scenario", str(scenario)]
             gateway = stack.enter_context(python("simulator", "adapter", arguments, directory)).hear()
-            _configuration(directory / "config", gateway, port)
+            configuration(directory / "config", gateway, port, "/data/ccgateway2mqtt.db")
             image = stack.enter_context(_mounted(store, data, directory / "config"))
             _look_at(image, port, directory / "adapter.log")
             left = {path.name: path.stat() for path in data.iterdir()}
-            _require(
+            require(
                 f"on the volume: {', '.join(sorted(left))}, for its user alone",
                 holds={(each.st_mode & 0o777, each.st_uid) for each in left.values()} == {(0o600, image.user)},
             )

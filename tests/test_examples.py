@@ -52,7 +52,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert f"ExecStart={program} run -c " in text
     systemd_analyze = find("systemd-analyze")
 
-    for command in (["verify", "--man=no"], ["security", "--offline=yes", "--threshold=20"]):
+    for command in (["verify", "--man=no"], ["security", "--offline=yes", "--threshold=15"]):
         completed = subprocess.run(
             [systemd_analyze, "--no-pager", *command, str(unit)], capture_output=True, text=True, check=False
         )
@@ -67,10 +67,11 @@ def test_the_unit_stops_cleanly_and_does_not_loop() -> None:
 
     assert settings["KillSignal"] == "SIGTERM"
     assert int(settings["TimeoutStopSec"]) == 30
-    assert settings["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert settings["ExecReload"] == '/bin/sh -c "kill -HUP $MAINPID"'
     assert settings["Restart"] == "on-failure"
     assert settings["RestartPreventExitStatus"] == "2 3"
     assert int(settings["LimitNOFILE"]) >= 4096
+    assert settings["LimitCORE"] == "0"
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -152,12 +153,15 @@ def test_compose_stops_cleanly_and_keeps_its_files_together() -> None:
         assert service["stop_grace_period"] == "30s"
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
         for kind in ("configs", "secrets"):
             assert {use["source"] for use in service[kind]} <= set(compose[kind])
     assert (COMPOSE.parent / adapter["build"]).resolve() == ROOT
     assert (COMPOSE.parent / compose["configs"]["mosquitto"]["file"]).is_file()
     assert adapter["healthcheck"]["test"][1:] == ["ccgateway2mqtt", "health", "-c", "/config/config.yaml"]
     assert adapter["volumes"] == ["adapter-data:/data"]
+    assert adapter["tmpfs"] == ["/tmp"]  # noqa: S108 - a name inside the container
+    assert adapter["ulimits"]["core"] == 0
 
     # What mosquitto.conf names is what the broker is handed.
     conf = (EXAMPLES / "mosquitto/mosquitto.conf").read_text(encoding="utf-8")

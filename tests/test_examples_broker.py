@@ -1,12 +1,16 @@
 """Tests of examples/mosquitto/: real brokers with the shipped files, and one client for each user."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from adapter.agent.presence import Timing
+from adapter.simulator import Simulator
 from adapter.topics import Topics
+from tests.adapter_support import HOLD_S, running, write
 from tests.examples_support import (
     Broker,
     Client,
@@ -111,6 +115,53 @@ def test_each_user_reads_only_its_own_topics(broker: Broker) -> None:
         read = {user: client.topics() - {last} for user, client in clients.items()}
 
     assert read == MAY_READ
+
+
+async def test_the_adapter_may_do_all_that_it_does(
+    broker: Broker, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is refused to the adapter's own log-in: events, results, its mark and reading it back (D4a), requests."""
+    mqtt = {"url": f"mqtt://localhost:{broker.port}", "username": "adapter"}
+    mqtt["password"] = broker.credentials.passwords["adapter"]
+    config = {
+        "gateway": {"url": simulator.url, "ca_file": str(simulator.ca_file), "hold": HOLD_S, "timeout": HOLD_S + 3},
+        "mqtt": mqtt,
+        "agents": [{"work_no": agent.work_no, "guid": agent.guid} for agent in simulator.agents],
+        "storage": {"path": "outbox.db"},
+    }
+    path = write(tmp_path, config)
+    with connected(broker, "sender") as sender, connected(broker, "operator") as operator:
+        await asyncio.to_thread(sender.subscribe, "agents/+/calldata/result", "agents/+/event")
+        await asyncio.to_thread(operator.subscribe, "agents/+/session/result", "agents/bridge/#")
+        for number in range(2):
+            async with running(path, timing=Timing(mark_s=0.1)):
+                simulator.emit_sample("102", "AgentState_Ready")
+                await asyncio.to_thread(sender.publish, TOPICS.command("102", "calldata"), f"{number}")
+                await asyncio.to_thread(operator.publish, SESSION, '{"action":"sign_out"}')
+                await asyncio.to_thread(operator.publish, RELOAD, "")
+                await seen(lambda count=number + 1: len(sender.payloads(TOPICS.result("102", "calldata"))) == count)  # type: ignore[misc] # mypy cannot type a lambda's default
+                await seen(lambda count=number + 1: len(sender.payloads(TOPICS.event("102"))) >= count)  # type: ignore[misc] # as above
+                await seen(lambda count=number + 1: len(operator.payloads(RESPONSE)) == count)  # type: ignore[misc] # as above
+                await seen(lambda count=number + 1: len(operator.payloads(SESSION_RESULT)) == count)  # type: ignore[misc] # as above
+                await seen(lambda: b'"n":' in retained(broker, MARK))
+
+    assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
+async def seen(condition: Callable[[], bool]) -> None:
+    """Wait for what a broker's clients see, while the adapter goes on in this process."""
+    await asyncio.to_thread(wait_for, condition, "what the adapter does")
+
+
+def retained(broker: Broker, topic: str) -> bytes:
+    """Read what a broker has retained on a topic; empty for nothing yet."""
+    with connected(broker, "adapter") as client:
+        client.subscribe(topic)
+        # Everything retained has come when what is published after the SUBACK is back.
+        client.subscribe(TOPICS.availability("here"))
+        client.publish(TOPICS.availability("here"))
+        wait_for(lambda: TOPICS.availability("here") in client.topics(), "the last message")
+        return b"".join(client.payloads(topic))
 
 
 def test_nobody_comes_in_without_a_name(broker: Broker) -> None:
