@@ -19,12 +19,17 @@ from typing import Any
 
 import pytest
 
+from adapter.store import sql
+from adapter.store.database import Database
 from tests.adapter_support import Running, write
 from tests.broker_support import DEADLINE_S, free_ports
 from tests.cli_support import COMMAND, Program, reading
 from tests.stage_support import Stage
 
 _MOUNT = 'mount -t tmpfs -o "size=$1,mode=700" tmpfs "$2" && shift 2 && exec "$@"'
+
+
+_BALLAST = "ballast"
 
 
 def small_disk(size: str, place: Path) -> list[str]:
@@ -64,11 +69,25 @@ def limit_file_size(pid: int, size_bytes: int | None) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size_bytes is None else size_bytes, hard))
 
 
-def limit_pages(adapter: Running, *, full: bool) -> None:
-    """Let the database of an adapter in this process grow no further, or again."""
-    connection = adapter.app._outbox._writer._database._connection
-    (count,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count={count if full else 100_000}")
+async def fill_up(adapter: Running) -> None:
+    """Fill the database of an adapter in this process up to `storage.max_mb`, but for a few pages."""
+
+    def fill_file(database: Database) -> None:
+        execute = database._connection.execute
+        (page,), (most,), (pages,), (free,) = (
+            execute(f"PRAGMA {name}").fetchone()
+            for name in ("page_size", "max_page_count", "page_count", "freelist_count")
+        )
+        execute(sql.SET_ASIDE, (0.0, _BALLAST, "", bytes((most - pages + free - 16) * (page - 4))))
+
+    await adapter.app._outbox._writer.write(fill_file)
+
+
+async def make_room(adapter: Running) -> None:
+    """Take out of the database what `fill_up` put in."""
+    await adapter.app._outbox._writer.write(
+        lambda database: database._connection.execute("DELETE FROM aside WHERE topic = ?", (_BALLAST,))
+    )
 
 
 @dataclass(slots=True, kw_only=True)

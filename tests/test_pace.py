@@ -13,7 +13,8 @@ from adapter.config import Backoff
 from adapter.errors import GatewayConnectionError, RetcodeError
 from adapter.outage import Outage
 from tests.broker_support import Broker
-from tests.polling_support import Place, place
+from tests.polling_support import place
+from tests.storage_support import fill_up, make_room
 
 
 def left(pace: Pace) -> float:
@@ -133,22 +134,15 @@ def test_outage_that_comes_and_goes_is_told_once_a_minute(caplog: pytest.LogCapt
     ]
 
 
-def limit_pages(here: Place, pages: int | None) -> None:
-    """Let the database grow no further, or again."""
-    connection = here.adapter.app._shared.outbox._writer._database._connection
-    (count,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count={pages or count}")
-
-
 async def test_d4_no_poll_starts_while_nothing_can_be_stored(
     tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """D4: with no room for an event no agent polls, all say `stopped`; with room the event goes out and all go on."""
     caplog.set_level("INFO", "adapter.outage")
-    agents = ["101", "102", "103"]
-    async with place(tmp_path, shared_broker, agents, timing=Timing(store_again_s=0.2)) as here:
+    agents, small = ["101", "102", "103"], {"path": "ccgateway2mqtt.db", "max_mb": 8}
+    async with place(tmp_path, shared_broker, agents, timing=Timing(store_again_s=0.2), storage=small) as here:
         await here.polled(*agents, times=2)
-        limit_pages(here, None)
+        await fill_up(here.adapter)
         here.simulator.emit("101", {"eventType": "Big", "workNo": "101", "content": "x" * 300_000})
         stopped = [await here.see(work_no, "session", phase="stopped") for work_no in agents]
         for work_no in agents:
@@ -160,7 +154,7 @@ async def test_d4_no_poll_starts_while_nothing_can_be_stored(
         assert here.adapter.app._shared.outbox.at_risk == 1
         assert here.on("101", "event") == []
 
-        limit_pages(here, 100_000)
+        await make_room(here.adapter)
         event = await here.see("101", "event", eventType="Big")
         for number, work_no in enumerate(agents):
             await here.polled(work_no, times=counts[number] + 2)

@@ -34,7 +34,9 @@ from tests.adapter_support import write
 from tests.broker_support import DEADLINE_S, Broker
 from tests.cli_support import run_program
 from tests.stage_support import Stage, staged
-from tests.storage_support import fill, limit_file_size, limit_pages, started
+from tests.storage_support import fill, fill_up, limit_file_size, make_room, started
+
+SMALL = {"path": "outbox.db", "max_mb": 8}
 
 
 def big(work_no: str, number: int, size: int = 60_000) -> dict[str, object]:
@@ -118,7 +120,9 @@ async def test_d4_what_is_lost_at_the_end_is_said(tmp_path: Path, shared_broker:
     async with staged(tmp_path, shared_broker) as stage, started(stage, disk="3m") as adapter:
         stage.simulator.emit("101", big("101", 1))
         await stage.wait("101/events", seq=1)
+        await adapter.wait_metric("outbox_entries", 0)
         fill(adapter.directory)
+        await stage.polling("101")
         stage.simulator.emit("101", big("101", 2))
         await stage.wait("101/session", phase="stopped")
         adapter.program.send(signal.SIGTERM)
@@ -133,7 +137,7 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
     timing = Timing(store_again_s=0.2)
     async with (
         staged(tmp_path, broker) as stage,
-        stage.running(timing=timing, storage={"path": "outbox.db", "max_mb": 8}) as adapter,
+        stage.running(timing=timing, storage=SMALL) as adapter,
     ):
         await stage.polling("101")
         broker.stop()
@@ -175,19 +179,19 @@ async def test_d4_what_the_gateway_makes_of_it_is_said_and_mended(tmp_path: Path
             {"work_no": "101", "sign_in": {"password": "pw-101", "phone": "8101", "again": True}},
             {"work_no": "102", "guid": stage.simulator.guid("102")},
         ]
-        async with stage.running(timing=timing, agents=agents) as adapter:
+        async with stage.running(timing=timing, agents=agents, storage=SMALL) as adapter:
             for work_no in ("101", "102"):
                 await stage.polling(work_no)
-            limit_pages(adapter, full=True)
+            await fill_up(adapter)
             stage.simulator.emit("102", big("102", 1, 300_000))
             for work_no in ("101", "102"):
                 await stage.wait(
                     f"{work_no}/session",
                     phase="stopped",
-                    message="nothing can be stored: the disk is full; "
+                    message="nothing can be stored: storage.max_mb (8) is reached; "
                     "not polled for over 1 s: the gateway has signed the agent out by now",
                 )
-            limit_pages(adapter, full=False)
+            await make_room(adapter)
             await stage.wait("102/events", seq=1)
             await stage.wait("102/session", phase="signed_out")
             await stage.simulator.wait_for(lambda: stage.simulator.signed_in("101"))
