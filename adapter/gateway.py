@@ -2,11 +2,8 @@
 
 Rules of this file:
 1. No session state beyond a connection and its cookies; ports only raise, they never retry or log.
-2. Each agent has a connection of its own: httpx's shared pool looks at all connections for every request, which
-   grows with the square of the agents (encode/httpcore issue 1035).
-3. A connection is used again only where an answer was read to its end and nothing came after it: else what comes late
-   would be taken for the answer to the next request.
-4. No error quotes what the gateway or a proxy sent: a GUID may be in it.
+2. Each agent has a connection of its own (`adapter.transport`), used for one request after the other.
+3. No error quotes what the gateway or a proxy sent: a GUID may be in it.
 
 Source:
     CEC API Reference, "Obtaining Events of One Agent in Polling Mode", and the sign-in pages beside it.
@@ -29,6 +26,7 @@ from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer, u
 from adapter.config import GatewayConfig
 from adapter.errors import GatewayConnectionError, GatewayProtocolError
 from adapter.event import read_json
+from adapter.transport import Transport
 
 _GUID = re.compile(r"[!-:<-~]{1,1024}")
 """What a GUID may be made of: printable ASCII, no blank and no semicolon, so that it can be a header's value."""
@@ -37,15 +35,8 @@ _CONNECT_S = 8.0
 """Seconds for the TCP connection, and again for TLS: both together stay under the smallest sensible `timeout`, so
 that a gateway which is not there is told apart from one whose answer was lost."""
 
-_KEEP_ALIVE_S = 120.0
-"""How long an idle connection is kept: longer than the longest pause between two polls of an agent (P5)."""
-
-
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s"';]+)""", re.IGNORECASE)
 """What Content-Type declares. httpx asks the email package, which fails with a TypeError at some such headers."""
-
-_QUOTED = re.compile(r"""[ :]*\b(?:bytearray\(|b['"]).*""", re.DOTALL)
-"""Where h11's errors quote the bytes that they are about: ``illegal header line: bytearray(b'Set-GUID: ...')``."""
 
 _COOKIES = 16
 """How many cookies of one agent are kept, the newest: one that makes up names must not fill each request's head."""
@@ -87,20 +78,16 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         self._tls = tls_context(config)
-        self._proxy = None
-        if config.proxy is not None:
-            # The way to a proxy is its own, and so is its trust: the system's.
-            encrypted = config.proxy.startswith("https:")
-            self._proxy = httpx.Proxy(config.proxy, ssl_context=ssl.create_default_context() if encrypted else None)
+        self._proxy = None if config.proxy is None else httpx.URL(config.proxy)
 
     def line(self, work_no: str, cookies: Mapping[str, str]) -> "Line":
         """Make an agent's line; it connects with its first request."""
-        # The transport alone: httpx's client above it would add a cookie jar, redirects, the environment's proxies
-        # and headers of its own. It makes no request twice: `retries`, 0 by default, are of connecting only.
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._tls,
+        transport = Transport(
+            httpx.URL(self._config.url),
+            tls=self._tls,
             proxy=self._proxy,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
+            connect_timeout_s=min(_CONNECT_S, self._config.timeout_s / 2.5),
+            max_body_bytes=MAX_ANSWER_BYTES,
         )
         return Line(self._config, transport, work_no, cookies)
 
@@ -114,20 +101,12 @@ class Line:
             it brought none that could be sent back.
     """
 
-    def __init__(
-        self, config: GatewayConfig, transport: httpx.AsyncHTTPTransport, work_no: str, cookies: Mapping[str, str]
-    ) -> None:
+    def __init__(self, config: GatewayConfig, transport: Transport, work_no: str, cookies: Mapping[str, str]) -> None:
         self._timeout_s = config.timeout_s
-        self._poll_url = f"{config.url}/resource/agentevent/{work_no}"
+        # Parsed once: that takes httpx longer than the rest of a request.
+        self._poll_url = httpx.URL(f"{config.url}/resource/agentevent/{work_no}")
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
         self._transport = transport
-        self._extensions: dict[str, Any] = {
-            # Reading has no limit of its own: the limit of the whole request covers it, one byte at a time too.
-            "timeout": {"connect": min(_CONNECT_S, config.timeout_s / 2.5)},
-            "trace": self._note,
-        }
-        self._socket: Any = None  # httpcore's stream over TCP, while it is open
-        self._sending = False
         self._status: int | None = None
         self.cookies = dict(cookies)
         self.new_guid: str | None = None
@@ -146,44 +125,30 @@ class Line:
             GatewayConnectionError: No answer within `gateway.timeout`, or none with status 200.
             GatewayProtocolError: A 200 answer that cannot be read.
         """
-        query = "" if call_data is None else f"?calldata={quote(call_data, safe='')}"
-        return await self._request("GET", self._poll_url + query, guid)
+        url = self._poll_url
+        if call_data is not None:
+            url = httpx.URL(f"{url}?calldata={quote(call_data, safe='')}")
+        return await self._request("GET", url, guid)
 
     async def sign_in(self, body: Mapping[str, str], *, force: bool) -> Reply:
         """Sign the agent in; with `force` away from wherever it is signed in. Raises as `poll`."""
-        url = self._agent_url + ("/forcelogin" if force else "")
+        url = httpx.URL(self._agent_url + ("/forcelogin" if force else ""))
         return await self._request("PUT", url, None, json.dumps(dict(body)).encode())
 
     async def sign_out(self, guid: str) -> Reply:
         """Sign the agent out; refused during a call. Raises as `poll`."""
-        return await self._request("DELETE", f"{self._agent_url}/logout", guid)
+        return await self._request("DELETE", httpx.URL(f"{self._agent_url}/logout"), guid)
 
     async def agent_status(self, guid: str) -> Reply:
         """Ask for the agent's state; unlike ``syncagentinfo`` this leaves the event queue alone. Raises as `poll`."""
-        return await self._request("GET", f"{self._agent_url}/agentstatus", guid)
+        return await self._request("GET", httpx.URL(f"{self._agent_url}/agentstatus"), guid)
 
     async def close(self) -> None:
         """Close the connection; a later request makes a new one."""
         await self._transport.aclose()
-        if self._socket is not None:
-            # httpcore leaves the socket of a TLS handshake that is cancelled to the garbage collector.
-            await self._socket.aclose()
-            self._socket = None
 
-    async def _note(self, step: str, facts: Mapping[str, Any]) -> None:
-        """Note how far a request has come; httpcore calls this.
-
-        Source: httpcore documentation, "Request Extensions", ``trace``.
-        """
-        if step == "connection.connect_tcp.complete":
-            self._socket = facts["return_value"]
-        elif step == "http11.send_request_headers.started":
-            # Before the first byte. What is sent to a proxy to get through to the gateway is not the request yet.
-            self._sending = facts["request"].method != b"CONNECT"
-
-    async def _request(self, method: str, url: str, guid: str | None, body: bytes | None = None) -> Reply:
+    async def _request(self, method: str, url: httpx.URL, guid: str | None, body: bytes | None = None) -> Reply:
         self.new_guid = self._status = None
-        self._sending = False
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
             "Accept-Encoding": "identity",
@@ -193,24 +158,16 @@ class Line:
             headers["Guid"] = guid
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
-        reusable = False
+        request = httpx.Request(method, url, headers=headers, content=body)
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._transport.handle_async_request(request)
                 try:
                     packed = await self._read(response)
-                    reusable = not _has_surplus(response)
                 finally:
                     await response.aclose()
-        except (TimeoutError, httpx.TransportError, ssl.SSLError) as err:
-            # httpcore lets the errors of a TLS connection through that breaks after its handshake.
+        except (TimeoutError, httpx.TransportError) as err:
             raise self._failure(err) from None
-        finally:
-            if not reusable:
-                # Also where no connection came about: a TLS handshake that fails behind a proxy leaves httpcore's
-                # pool with a connection that it waits for without end (encode/httpcore issue 1023).
-                await self.close()
         if response.status_code != httpx.codes.OK:
             raise self._failure(None)
         text = unpack(packed, response.headers.get("content-encoding", ""))
@@ -227,12 +184,7 @@ class Line:
             self.new_guid = _guid(header) or self.new_guid
         for header in response.headers.get_list("set-cookie"):
             self._take_cookie(header)
-        body = bytearray()
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                break
-        return bytes(body)
+        return b"".join([part async for part in cast("httpx.AsyncByteStream", response.stream)])
 
     def _failure(self, err: Exception | None) -> GatewayConnectionError:
         """Say what became of a request that brought no whole answer with status 200."""
@@ -240,7 +192,7 @@ class Line:
             # However its body ended, there was no event in it.
             return GatewayConnectionError(f"HTTP status {self._status}", answer_lost=False, status=self._status)
         reason = f"no answer within {self._timeout_s:g} s" if isinstance(err, TimeoutError) else _reason(err)
-        if not self._sending:
+        if not self._transport.sending:
             return GatewayConnectionError(f"cannot connect: {reason}", answer_lost=False)
         if isinstance(err, TimeoutError):
             return GatewayConnectionError(reason, answer_lost=True)
@@ -282,35 +234,8 @@ def _ends_cookie(attribute: str) -> bool:
         return False
 
 
-def _has_surplus(response: httpx.Response) -> bool:
-    """Say whether more came than the answer: half of another one, or the end of the connection.
-
-    Only what was read together with the answer is looked at: what comes later httpcore sees itself, before it sends
-    the next request.
-    """
-    tls = response.extensions["network_stream"].get_extra_info("ssl_object")
-    if tls is not None:
-        try:
-            tls.read(1)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError:
-            return True
-        else:
-            return True
-    try:
-        # httpcore takes what is left here for the answer to the next request, and has no other way to it (issue 872).
-        connection = cast("Any", response.stream)._httpcore_stream._stream._connection  # noqa: SLF001 - see above
-        return bool(connection._h11_state.trailing_data[0])  # noqa: SLF001 - see above
-    except AttributeError:  # another httpcore: rather a new connection each time
-        return True
-
-
 def _reason(err: Exception | None) -> str:
-    """Say what happened, without what an error quotes; some of httpx's errors have no text of their own."""
-    if isinstance(err, httpx.ProxyError):
-        return f"the proxy answered {str(err)[:3]}"  # the rest is of the proxy's choice
-    return _QUOTED.sub("", str(err)) or type(err).__name__
+    return str(err) or type(err).__name__
 
 
 def result_of(answer: Answer) -> Any:  # noqa: ANN401 - whatever JSON the gateway sent

@@ -200,7 +200,8 @@ class Hostile:
             while not condition():
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), 0.05)
+                    async with asyncio.timeout(0.05):
+                        await self._changed.wait()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
@@ -267,22 +268,20 @@ def hurried(line: Line, timeout_s: float) -> Iterator[None]:
 
 
 class Proxy:
-    """An HTTP proxy: makes the tunnels that it is asked for, and passes other requests on.
+    """An HTTP proxy: makes the tunnels that it is asked for.
 
     Attributes:
         address: Where it is.
         heads: What it was asked for.
     """
 
-    def __init__(self, refusal: bytes | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, refusal: bytes | None = None) -> None:
         """Make a proxy.
 
         Args:
             refusal: What it answers in place of making a tunnel; nothing at all where it is empty.
-            tls: What it is spoken to with.
         """
         self._refusal = refusal
-        self._tls = tls
         self._server: asyncio.Server
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -290,7 +289,7 @@ class Proxy:
         self.heads: list[bytes] = []
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -305,7 +304,7 @@ class Proxy:
 
     def address(self, user: str = "") -> str:
         """Give the proxy's address; `user` is ``name:password``."""
-        return f"http{'s' if self._tls else ''}://{user}{'@' if user else ''}127.0.0.1:{self._port}"
+        return f"http://{user}{'@' if user else ''}127.0.0.1:{self._port}"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
@@ -322,13 +321,11 @@ class Proxy:
                 writer.close()
             return
         method, target, _ = head.split(b" ", 2)
-        host, _, port = target.removeprefix(b"http://").partition(b"/")[0].decode().rpartition(":")
+        assert method == b"CONNECT"
+        host, _, port = target.decode().rpartition(":")
         far_reader, far_writer = await asyncio.open_connection(host.strip("[]"), int(port))
         self._writers.append(far_writer)
-        if method == b"CONNECT":
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        else:
-            far_writer.write(head)
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
 
 

@@ -24,11 +24,12 @@ FLOORS = (
         "store.writer",
         "store.outbox",
     ),
+    ("transport.reading", "transport.wire", "transport.single", "transport"),
     ("gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
-    ("suspicion", "publisher", "mark", "link", "intake", "commands", "bridge", "fleet", "logs"),
+    ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
     # 6 the whole, and what stands beside it
     ("preparation", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),

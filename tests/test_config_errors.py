@@ -238,15 +238,15 @@ def test_one_mistake(appended: str, expected: str) -> None:
         ("\n  url: https://g\n  auth_mode: 2", "3: gateway.auth_mode: expected dynamic or static, got 2"),
         (
             "\n  url: https://g\n  proxy: u:hunter2@p",
-            "3: gateway.proxy: expected an address that begins with http:// or https://, got text (not shown)",
+            "3: gateway.proxy: expected an address that begins with http://, got text (not shown)",
         ),
         (
             "\n  url: https://g\n  proxy: socks5://u:hunter2@p",
-            "3: gateway.proxy: expected an address that begins with http:// or https://, got text (not shown)",
+            "3: gateway.proxy: expected an address that begins with http://, got text (not shown)",
         ),
         (
-            "\n  url: https://[::1]:8043\n  proxy: http://p",
-            "2: gateway.url: expected a host name or an IPv4 address, as a proxy is beside it",
+            "\n  url: https://g\n  proxy: https://u:hunter2@p",
+            "3: gateway.proxy: expected an address that begins with http://, got text (not shown)",
         ),
     ],
 )

@@ -53,13 +53,6 @@ def _secured(gateway: dict[str, object]) -> None:
         raise ConflictError(what=what, path=["url"])
 
 
-def _proxied(gateway: dict[str, object]) -> None:
-    # httpcore asks for a tunnel to an IPv6 address without the brackets, which a proxy cannot read (encode/httpx 392).
-    if "proxy" in gateway and ":" in cast("Url", gateway["url"]).host:
-        what = "expected a host name or an IPv4 address, as a proxy is beside it"
-        raise ConflictError(what=what, path=["url"])
-
-
 def _needed_path(mqtt: dict[str, object]) -> None:
     address = cast("Url", mqtt["url"])
     if address.scheme in ("mqtt", "mqtts") and address.path not in ("", "/"):
@@ -169,11 +162,12 @@ GATEWAY = Section(
         _optional(
             "allow_http", "Allows http:// in url; passwords then cross the network in the clear.", default=False
         ): flag,
-        _optional("proxy", "An HTTP proxy on the way to the gateway."): url("http", "https", hint="", credentials=True),
+        _optional("proxy", "An HTTP proxy on the way to the gateway, asked to CONNECT."): url(
+            "http", hint="", credentials=True
+        ),
     },
     Check(("hold", "timeout"), _longer_timeout),
     Check(("url", "allow_http"), _secured),
-    Check(("url", "proxy"), _proxied),
 )
 
 MQTT = Section(

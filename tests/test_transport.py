@@ -1,0 +1,164 @@
+"""The transport below the gateway's port: what its user cannot see from an answer alone.
+
+How it takes hostile answers is shown through the port, in test_gateway_faults.py.
+"""
+
+import asyncio
+import gc
+import socket
+import ssl
+import warnings
+import weakref
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapter.transport import Transport, single
+from adapter.transport.reading import Reading
+from tests.broker_support import DEADLINE_S
+from tests.hostile_support import EMPTY, Hostile, Wire, chunked, ok
+
+_LIMIT = 1 << 20
+
+
+def transport_to(gateway: Hostile, *, timeout_s: float = 5.0, host: str | None = None) -> Transport:
+    """Make a transport to a hostile gateway."""
+    url = httpx.URL(gateway.url)
+    return Transport(
+        url if host is None else url.copy_with(host=host),
+        tls=ssl.create_default_context(cafile=gateway.ca_file),
+        proxy=None,
+        connect_timeout_s=timeout_s,
+        max_body_bytes=_LIMIT,
+    )
+
+
+def poll_of(gateway: Hostile) -> httpx.Request:
+    """Make a request that the hostile gateway takes for a poll."""
+    return httpx.Request("GET", f"{gateway.url}/resource/agentevent/101")
+
+
+async def exchange(transport: Transport, request: httpx.Request) -> tuple[int, bytes]:
+    """Make a request to its end."""
+    response = await transport.handle_async_request(request)
+    try:
+        return response.status_code, await response.aread()
+    finally:
+        await response.aclose()
+
+
+async def test_it_serves_an_httpx_client(tmp_path: Path) -> None:
+    """It is an httpx transport like any other: a client of httpx can be put on top."""
+    async with Hostile(tmp_path, ok(b'{"a":1}'), chunked(b"[", b"2]")) as gateway:
+        async with httpx.AsyncClient(transport=transport_to(gateway)) as client:
+            assert (await client.get(poll_of(gateway).url)).json() == {"a": 1}
+            assert (await client.get(poll_of(gateway).url)).json() == [2]
+        assert len(gateway.wires) == 1, "one connection serves both"
+
+
+async def test_an_answer_leaves_nothing_to_the_collector(tmp_path: Path) -> None:
+    """No circle of references is left of an answer: with thousands of agents the collector would stop the loop."""
+    async with Hostile(tmp_path, ok(), ok()) as gateway:
+        transport = transport_to(gateway)
+        made: list[weakref.ref[Reading]] = []
+
+        class Watched(Reading):
+            def __init__(self, max_body_bytes: int) -> None:
+                super().__init__(max_body_bytes)
+                made.append(weakref.ref(self))
+
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(single, "Reading", Watched)
+                for _ in range(2):
+                    assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+            assert len(made) == 2
+            assert [each() for each in made] == [None, None]
+        finally:
+            gc.enable()
+            await transport.aclose()
+
+
+async def test_a_large_request_goes_out_whole(tmp_path: Path) -> None:
+    """What the socket does not take at once follows, in order."""
+    body = bytes(range(256)) * 8192
+    got = bytearray()
+
+    async def read_slowly(wire: Wire) -> None:
+        while len(got) < len(body):
+            got.extend(await wire.reader.read(65536))
+            await asyncio.sleep(0)
+        await wire.send(ok())
+
+    async with Hostile(tmp_path, read_slowly) as gateway:
+        transport = transport_to(gateway)
+        request = httpx.Request("GET", poll_of(gateway).url, content=body)
+        assert await exchange(transport, request) == (200, EMPTY)
+        await transport.aclose()
+    assert bytes(got) == body
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_nothing_stays_open_after_a_cancelled_request(scheme: str) -> None:
+    """A request that is cancelled while it connects, shakes hands, or waits, leaves no socket behind."""
+    with socket.create_server(("127.0.0.1", 0)) as mute, warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        url = httpx.URL(f"{scheme}://127.0.0.1:{mute.getsockname()[1]}")
+        transport = Transport(
+            url, tls=ssl.create_default_context(), proxy=None, connect_timeout_s=DEADLINE_S, max_body_bytes=_LIMIT
+        )
+        request = asyncio.create_task(transport.handle_async_request(httpx.Request("GET", url)))
+        connection, _ = await asyncio.get_running_loop().run_in_executor(None, mute.accept)
+        with connection:
+            assert await asyncio.get_running_loop().run_in_executor(None, connection.recv, 1)
+            request.cancel()
+            await asyncio.wait([request])
+            assert request.cancelled()
+            connection.settimeout(DEADLINE_S)
+            while await asyncio.get_running_loop().run_in_executor(None, connection.recv, 65536):
+                pass
+        gc.collect()
+
+
+async def test_the_address_that_answers_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several addresses of a host the first that answers is taken, and one that is mute cannot use up the time."""
+    async with Hostile(tmp_path, ok(), host="localhost") as gateway:
+        port = httpx.URL(gateway.url).port
+        with socket.create_server(("127.0.0.3", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            with socket.create_server(("127.0.0.2", 0)) as closed:
+                nobody = closed.getsockname()
+            stream = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+            here = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
+
+            async def addresses(*_: object, **__: object) -> list[object]:
+                return [(*stream, nobody), (*stream, full.getsockname()), *here]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+            transport = transport_to(gateway, timeout_s=3.0, host="localhost")
+            assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+            await transport.aclose()
+
+
+async def test_a_name_that_is_none_is_no_connection() -> None:
+    """A host name that cannot even be asked for is said like one that does not exist."""
+    url = httpx.URL("https://g.example").copy_with(host="x" * 70 + ".example")
+    transport = Transport(
+        url, tls=ssl.create_default_context(), proxy=None, connect_timeout_s=DEADLINE_S, max_body_bytes=_LIMIT
+    )
+    with pytest.raises(httpx.ConnectError):
+        await transport.handle_async_request(httpx.Request("GET", url))
+    assert transport.sending is False
+
+
+async def test_sending_is_told_from_connecting(tmp_path: Path) -> None:
+    """Whether the last request had begun to go out is known, whatever became of it."""
+    async with Hostile(tmp_path, ok()) as gateway:
+        transport = transport_to(gateway)
+        await exchange(transport, poll_of(gateway))
+        assert transport.sending
+    with pytest.raises(httpx.ConnectError):
+        await transport.handle_async_request(poll_of(gateway))
+    assert transport.sending is False
