@@ -32,7 +32,8 @@ _WINDOW_S = 30.0
 """Over how long a measurement is taken: the median of what lies in it."""
 _ALLOWED = 1.05
 _MB = 1e6
-_BURST = 14_000
+_FILL_LOOKS = 20
+_BURST = 8_000
 """Events, while there is no broker, that fill the storage."""
 _FULL = " storage: back after "
 """What the adapter logs once for each time that nothing could be stored for a while."""
@@ -108,7 +109,10 @@ def harms(stage: Stage) -> dict[str, Callable[[], Awaitable[None]]]:
         # More than `storage.max_mb` takes, with nobody to take it: the agents stop, and go on (D4).
         await stage.broker.end(killed=False)
         await stage.gateway.order("burst", each=_BURST // stage.setting.agents)
-        await asyncio.sleep(3 * stage.setting.hold_s)
+        for _ in range(_FILL_LOOKS):
+            await asyncio.sleep(_SAMPLE_S)
+            if await stage.metric("events_at_risk"):
+                break
         await stage.broker.begin()
 
     return {

@@ -355,6 +355,33 @@ async def test_a_change_that_does_not_fit_is_refused_and_others_go_on(path: Path
         assert len(await take_all(outbox)) == 1
 
 
+async def test_what_is_kept_of_a_backlog_never_stops_its_removal(path: Path) -> None:
+    """D4, D4a: a line that fills the file empties, although large events then take the place of small retained ones."""
+    agents = [f"agents/{number}/event" for number in range(300)]
+
+    def events(size: int) -> list[Change]:
+        return [Change(outgoing=[Outgoing(topic=topic, payload=bytes(size), retain=True)]) for topic in agents]
+
+    async with open_outbox(path, 8) as outbox:
+        for each in events(100):
+            await outbox.commit(each)
+        for entry in await take_all(outbox):
+            outbox.acknowledge(entry.row)
+        await until(lambda: outbox.depth == 0)
+        with contextlib.suppress(StorageFullError):
+            for each in events(1200) * 50:
+                await outbox.commit(each)
+        assert not outbox.writable
+
+        while entries := await outbox.next(20):
+            for entry in entries:
+                outbox.acknowledge(entry.row)
+            await until(lambda: outbox.in_hand == 0)
+
+        await outbox.commit(change("again"))
+    assert rows(path, "SELECT page_count * page_size < 10000000 FROM pragma_page_count, pragma_page_size") == [(1,)]
+
+
 async def test_deletions_do_not_share_the_fate_of_what_does_not_fit(path: Path) -> None:
     """D4: who wants to store more than there is room for does not keep the deletions from making room."""
     async with open_outbox(path, 8) as outbox:

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from adapter.errors import StorageDamagedError, StorageError, StorageFullError
 from adapter.store import sql
-from adapter.store.file import File, cannot_be_used, damage_of, set_aside
+from adapter.store.file import File, beyond_limit, cannot_be_used, damage_of, set_aside
 from adapter.store.lock import Lock
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Survivors
 from adapter.store.rows import agent_of, agent_row, command_of, command_row, entry_of, entry_row
@@ -254,7 +254,11 @@ class Database:
         values = [value for row in removals.kept for value in execute(sql.ENTRY_VALUE, (row,))]
         # First what makes room: in a full database nothing else would go through.
         count = execute_many(sql.REMOVE_ENTRY, [(row,) for row in removals.rows]).rowcount
-        execute_many(sql.KEEP_RETAINED, [(*value, removals.mark) for value in values])
+        if values:
+            # They may leave fewer pages than what is kept of them begins. For that the file may grow beyond its limit,
+            # by what the agents' newest events take at most: a full one would be full for good otherwise.
+            with beyond_limit(self._connection, self._max_mb):
+                execute_many(sql.KEEP_RETAINED, [(*value, removals.mark) for value in values])
         execute_many(sql.SLOT_ACKED, [(removals.mark, slot.topic, slot.payload) for slot in removals.slots])
         return count
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapter.errors import StorageDamagedError, StorageError, StorageInUseError
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 _PARTS = ("", "-wal", "-shm")
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_LIMIT = 2**30 - 1
+"""Pages: SQLite's own largest, in the versions that have the smallest."""
 _PRIMARY = 0xFF
 """The primary result code is the lowest byte of an extended one.
 
@@ -96,8 +99,7 @@ class File:
             connection.execute("PRAGMA synchronous=FULL")
             # Off unless SQLite was built otherwise: GUIDs and call data would stay in pages that are free.
             connection.execute("PRAGMA secure_delete=ON")
-            page_size = connection.execute("PRAGMA page_size").fetchone()[0]
-            connection.execute(f"PRAGMA max_page_count={max_mb * 1024 * 1024 // page_size}")
+            connection.execute(f"PRAGMA max_page_count={_pages(connection, max_mb)}")
             if version == 0:
                 connection.executescript(f"BEGIN; {sql.SCHEMA} PRAGMA user_version={sql.SCHEMA_VERSION}; COMMIT;")
         except BaseException as err:
@@ -128,6 +130,26 @@ class File:
         self.connection.close()
         # Only now: to close any descriptor of a file ends all of this process' locks on it, those of SQLite too.
         os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def beyond_limit(connection: sqlite3.Connection, max_mb: int) -> Iterator[None]:
+    """Let the file grow without a limit while the context lasts; then it may be larger than `max_mb` for a while.
+
+    Source:
+        SQLite, "PRAGMA max_page_count": it cannot be reduced below the current database size.
+    """
+    (before,) = connection.execute("PRAGMA max_page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={_NO_LIMIT}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA max_page_count={min(before, _pages(connection, max_mb))}")
+
+
+def _pages(connection: sqlite3.Connection, max_mb: int) -> int:
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    return max_mb * 1024 * 1024 // int(page_size)
 
 
 def damage_of(err: sqlite3.Error | UnicodeDecodeError) -> str | None:

@@ -47,11 +47,11 @@ async def settle(stage: Stage, within_s: float) -> None:
 async def judge_lost_answers(stage: Stage, verdict: Verdict) -> None:
     """Answers that are cut on the wire are counted by the adapter itself, in health and in the metrics."""
     agents = stage.stayed[:_LOST]
-    before = await stage.metric_of_lost_answers()
+    before = await stage.metric("lost_answers_total")
     await stage.gateway.order("script", agents=agents, bytes=_CUT_AFTER_BYTES)
     counted = before
     for _ in range(100):
-        counted = await stage.metric_of_lost_answers()
+        counted = await stage.metric("lost_answers_total")
         if counted - before >= len(agents):
             break
         await asyncio.sleep(_QUIET_S / 10)

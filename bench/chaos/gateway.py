@@ -7,7 +7,7 @@ object with the member ``do``:
 - ``cut`` (`agents`): cut their connections, also between two polls. Answers with the moment.
 - ``away`` / ``back``: the machine goes down with every connection; it comes back on the same port.
 - ``script`` (`agents`, `bytes`): the answer to their next poll is cut after so many bytes; there are events for it.
-- ``burst`` (`each`): so many events for every agent at once.
+- ``burst`` (`each`): so many large events for every agent at once.
 - ``rest``: no further event and no further trouble comes by itself.
 - ``end``: what was done against the interface document.
 
@@ -33,7 +33,8 @@ from bench.support import raise_file_limit
 
 NUMBER = "number"
 """The member of an event that says which one of its agent's it is, from 1 on."""
-_HOLD_FLUSH_S = 0.5
+_FLUSH_S = 0.5
+_LARGE_BYTES = 1000
 _WHOLE_BYTES = 100
 """Fewer than any answer has, whether counted from its beginning or from its end."""
 
@@ -127,9 +128,11 @@ class Source:
         self.resting = False
         simulator.ledger = self._note
 
-    def emit(self, work_no: str) -> None:
+    def emit(self, work_no: str, *, large: bool = False) -> None:
         """Let an agent's next event happen."""
         event = sample(next(self._types), work_no, ...)
+        if large:
+            event["filling"] = "." * _LARGE_BYTES
         event[NUMBER] = next(self._numbers[work_no])
         self._simulator.emit(work_no, event)
 
@@ -186,14 +189,14 @@ async def _do(simulator: Simulator, source: Source, order: dict[str, Any]) -> No
                 source.emit(work_no)
         case "burst":
             for agent in simulator.agents * order["each"]:
-                source.emit(agent.work_no)
+                source.emit(agent.work_no, large=True)
         case "rest":
             source.resting = True
 
 
 async def _flush(ledger: TextIO) -> None:
     while True:
-        await asyncio.sleep(_HOLD_FLUSH_S)
+        await asyncio.sleep(_FLUSH_S)
         ledger.flush()
 
 

@@ -28,7 +28,6 @@ _WAIT_S = 90.0
 _RENAMED = 3
 """How many agents a reload gives another name, so that they start afresh."""
 _HTTP_S = 10.0
-_METRIC = "ccgateway2mqtt_lost_answers_total"
 
 HarmKind = Literal["kill", "cut", "away"]
 
@@ -247,8 +246,11 @@ class Stage:
         messages = list(self.recorder.messages)
         return [json.loads(message.payload) for message in messages if message.topic == "agents/bridge/health"]
 
-    async def metric_of_lost_answers(self) -> int:
-        """Read the adapter's own count of answers that did not arrive whole.
+    async def metric(self, name: str) -> int:
+        """Read a figure that the adapter gives to Prometheus.
+
+        Args:
+            name: What follows the prefix of all of them.
 
         Raises:
             BenchError: Its metrics do not have it.
@@ -260,6 +262,6 @@ class Stage:
 
         text = await asyncio.to_thread(read)
         for line in text.splitlines():
-            if line.startswith(_METRIC):
+            if line.startswith(f"ccgateway2mqtt_{name} "):
                 return int(float(line.split()[1]))
-        raise BenchError(f"the metrics have no {_METRIC}")
+        raise BenchError(f"the metrics have no {name}")
