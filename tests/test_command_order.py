@@ -7,6 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from adapter.agent.pace import Pace
 from adapter.simulator import faults
 from tests.broker_support import Broker
 from tests.stage_support import Stage, staged
@@ -115,3 +118,31 @@ async def test_at_most_four_wait(tmp_path: Path, shared_broker: Broker) -> None:
                 each["id"].replace("i", "v") for each in results if each["reason"] != "queue full"
             ]
         assert full, "seven came during one poll of 0.5 s"
+
+
+async def test_an_order_that_asks_the_gateway_nothing_delays_no_poll(
+    tmp_path: Path, shared_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P4, C5: a pause follows an answer of the gateway and nothing else, however many orders come."""
+    pauses = 0
+    answered = Pace.answered
+
+    def counting(self: Pace, received_at: float | None = None) -> None:
+        nonlocal pauses
+        pauses += 1
+        answered(self, received_at)
+
+    monkeypatch.setattr(Pace, "answered", counting)
+    async with staged(tmp_path, shared_broker) as stage, stage.running():
+        await stage.polling("101")
+        guid = stage.simulator.guid("101")
+        for number in range(4):
+            await stage.send("101/session/set", {"action": "sign_in", "id": f"in{number}"})
+        await stage.wait("101/session/result", id="in3", reason="already signed in")
+        await stage.send("101/session/set", {"action": "sign_in", "guid": guid, "id": "guid"})
+        await stage.wait("101/session/result", id="guid", status="applied")
+        await stage.polling("101")
+        requests = len(stage.simulator.polls("101")) + len(stage.simulator.requests)
+
+        assert pauses <= requests
+        assert len(stage.simulator.polls("101")) >= 5

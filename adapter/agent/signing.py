@@ -114,7 +114,7 @@ class Signing:
             await self._begun("goes on with another GUID from the GUID file")
 
     async def obey(self, order: Order) -> None:
-        """Do what a command asks, and answer it (C6)."""
+        """Do what a command asks, and answer it (C6). One that needs no request of its own delays no poll (P4)."""
         change = Change()
         status: Status = "rejected"
         retcode: str | None = None
@@ -133,8 +133,6 @@ class Signing:
         except GatewayError as error:
             reason = f"{error}; send it again"
             self._pace.refused(error)
-        else:
-            self._pace.answered()
         if self._presence.phase == "signing_in":
             self._end(change, retcode=retcode, message=reason)
         if order.command is not None:
@@ -175,6 +173,7 @@ class Signing:
             self._stay_out()
             return "already signed out"
         await self._session.sign_out(self._session.guid)
+        self._pace.answered()
         self._stay_out()
         self._presence.say(logging.INFO, "signed out by command")
         self._end(change, message="signed out by command")
@@ -200,6 +199,7 @@ class Signing:
             await self._pace.hold_off()
             await self._ask_for_session(force=True)
         await self._begun("signed in")
+        self._pace.answered()
 
     async def _ask_for_session(self, *, force: bool) -> None:
         try:
@@ -242,7 +242,6 @@ class Signing:
         self._presence.say(logging.INFO, "%s", how)
         self._presence.enter("polling", change)
         await self._presence.store(change)
-        self._pace.answered()
 
     def _end(self, change: Change, *, retcode: str | None = None, message: str | None) -> None:
         """Note in a change that the agent is signed out."""
