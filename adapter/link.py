@@ -13,27 +13,18 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from adapter.config import Backoff, MqttConfig
+from adapter.config import MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, StartError, StorageFullError
 from adapter.mark import Mark
 from adapter.metrics import Counters
-from adapter.mqtt import Connection, Dialer, Message, ProtocolName, Received, read_retained
-from adapter.outage import Outage
+from adapter.mqtt import Connection, Dialer, Message, ProtocolName, Received, Refusal, read_retained
 from adapter.publisher import Publisher
+from adapter.standing import Standing
 from adapter.store.outbox import Outbox
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)
 
-_AGAIN = Backoff(initial_s=0.75, maximum_s=15.0)
-"""Pauses before connecting again. A broker that restarts is found soon, one that is away is not hammered."""
-_REFUSED_AGAIN_S = 60.0
-"""The longest pause after a refused log-in: a person has to change something."""
-_STANDS_S = 10.0
-"""How long a connection stands, its first message acknowledged, before the broker counts as back: one that ends sooner
-goes on with the outage, its log line and its growing pauses."""
-_SHORT_LIVED = 3
-"""So many connections in a row that end sooner may be another client's doing, which not every broker says."""
 _ALIVE_S = 150.0
 """How old the health of another instance may be for it to count as running: two reports may be missing."""
 _LOOK_S = 2.0
@@ -91,15 +82,13 @@ class Link:
         self._dialer = Dialer(config, remembered=remembered)
         self._remembered = remembered
         self._publisher = Publisher(outbox, counters)
-        self._outage = Outage("broker")
+        self._standing = Standing(config.client_id)
         self._leaving = asyncio.Event()
         self._says_offline = False
         self._alone = False
         self._was_connected = False
         self._complaint = ""
-        self._stands: asyncio.TimerHandle | None = None
-        self._stood = False
-        self._begin_anew()
+        self._greets = True
 
     async def run(self) -> None:
         """Keep connected until `leave` is called.
@@ -116,12 +105,10 @@ class Link:
             except BrokerAuthError as error:
                 if not self._was_connected and not self.settled.is_set():
                     raise StartError(f"broker: log-in refused: {error}", exit_code=1) from error
-                self._outage.begins("log-in", str(error), grave=True)
-                await self._rest(next(self._refused_pauses))
+                await self._rest(self._standing.refused(str(error)))
             except BrokerError as error:
-                self._outage.begins("connection", str(error))
                 self.settled.set()
-                await self._rest(next(_AGAIN.delays() if self._publisher.denied else self._pauses))
+                await self._rest(self._standing.lost(str(error), known=self._publisher.denied))
 
     def leave(self) -> None:
         """Have `run` disconnect and return."""
@@ -139,8 +126,11 @@ class Link:
                 await taken.wait()
 
     def publish(self, message: Message) -> None:
-        """Publish at once, where there is a connection: for what is worth nothing later."""
-        if self.connection is not None:
+        """Publish at once, where there is a connection: for what is worth nothing later.
+
+        Not over one that follows several which ended soon: a broker may hang up over a topic that it denies.
+        """
+        if self.connection is not None and not self._standing.doubtful:
             with contextlib.suppress(BrokerError):
                 self.connection.publish(message)
 
@@ -158,11 +148,10 @@ class Link:
             client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
         ) as connection:
             await self._subscribe(connection)
-            available = self._available(b"offline" if self._says_offline else b"online")
-            connection.publish(available, lambda _: self._watch(connection))
+            self._greet(connection)
             self._counters.broker_connections += 1
             self.connection = connection
-            self._stood = False
+            self._standing.made()
             for received in early:
                 self._take(received, connection)
             if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
@@ -190,41 +179,27 @@ class Link:
                 for way in ways:
                     way.cancel()
                 await asyncio.wait(ways)
-                self._look_back(connection)
+                self._standing.ended(hung_up=connection.hung_up and not self._publisher.denied)
             errors = [error for way in done if (error := way.exception()) is not None]
             if errors:
                 raise errors[0]
             await self._mark.leave_behind(connection)
 
-    def _begin_anew(self) -> None:
-        self._pauses = _AGAIN.delays()
-        self._refused_pauses = Backoff(initial_s=_AGAIN.initial_s, maximum_s=_REFUSED_AGAIN_S).delays()
-        self._short_lived = 0
+    def _greet(self, connection: Connection) -> None:
+        """Say `online`; the answer shows that the broker works, whatever it is."""
 
-    def _watch(self, connection: Connection) -> None:
-        """Count the broker as back if this connection stands: it works, for the broker has just acknowledged."""
-        if self.connection is connection:
-            self._stands = asyncio.get_running_loop().call_later(_STANDS_S, self._is_back)
+        def answered(refusal: Refusal | None) -> None:
+            if refusal is not None and refusal.lasting:
+                self._greets = False
+                reason = f"{refusal.reason}; not published again before the next start"
+                _log.error("broker: refuses %s: %s", self._availability, reason)
+            if self.connection is connection:
+                self._standing.answered()
 
-    def _is_back(self) -> None:
-        self._stood = True
-        self._outage.is_over(ago_s=_STANDS_S)
-        self._begin_anew()
-
-    def _look_back(self, connection: Connection) -> None:
-        """See, at the end of a connection, whether it was one of several that the other side ended soon."""
-        if self._stands is not None:
-            self._stands.cancel()
-            self._stands = None
-        if self._stood or not connection.hung_up or self._publisher.denied:
-            return
-        self._short_lived += 1
-        if self._short_lived == _SHORT_LIVED:
-            reason = (
-                f"{_SHORT_LIVED} in a row ended soon after they were made; another client may use the client id"
-                f" {self._config.client_id!r}, or the broker's log tells why"
-            )
-            self._outage.begins("connections", reason, grave=True)
+        if self._greets:
+            connection.publish(self._available(b"offline" if self._says_offline else b"online"), answered)
+        else:
+            self._standing.answered()
 
     async def _subscribe(self, connection: Connection) -> None:
         """Subscribe to the commands; where the broker does not allow that, events go out all the same."""

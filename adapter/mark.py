@@ -16,7 +16,7 @@ from typing import NoReturn
 import msgspec
 
 from adapter.errors import BrokerConnectionError, BrokerError, StorageFullError
-from adapter.mqtt import Connection, Message, Received
+from adapter.mqtt import Connection, Message, Received, Refusal
 from adapter.payloads import MarkPayload
 from adapter.store.outbox import Outbox
 
@@ -50,6 +50,7 @@ class Mark:
         self._found: asyncio.Future[int | None] | None = None
         self._seen = 0
         self._told = ""
+        self._forbidden = False
 
     async def run(self, connection: Connection) -> NoReturn:
         """Read the mark back, have the outbox repeat what is newer, and mark what follows, until cancelled.
@@ -77,7 +78,7 @@ class Mark:
         Raises:
             BrokerConnectionError: The connection is lost.
         """
-        if not self._outbox.unmarked.is_set():
+        if self._forbidden or not self._outbox.unmarked.is_set():
             return
         try:
             mark = await self._outbox.advance_mark(self._seen)
@@ -85,7 +86,14 @@ class Mark:
             self._outbox.unmarked.set()
             _log.debug("mark: %s", error)
             return
-        connection.publish(Message(topic=self.topic, payload=MarkPayload(n=mark).render(), retain=True))
+        message = Message(topic=self.topic, payload=MarkPayload(n=mark).render(), retain=True)
+        connection.publish(message, self._answered)
+
+    def _answered(self, refusal: Refusal | None) -> None:
+        """Mark no more where that is denied: brokers hang up over it, and each time everything would go out again."""
+        if refusal is not None and refusal.lasting:
+            self._forbidden = True
+            self._tell(logging.ERROR, f"refuses {self.topic}: {refusal.reason}; not published before the next start")
 
     async def _read_back(self, connection: Connection) -> int | None:
         """Read the mark that the broker retains; `None` where it has none, or does not show it."""

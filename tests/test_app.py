@@ -198,7 +198,7 @@ async def test_a_log_in_refused_later_is_tried_again(tmp_path: Path) -> None:
                 broker.stop()
                 passwords.write_text(good.replace("adapter:", "nobody:"))
                 broker.start()
-                await stage.simulator.wait_for(lambda: "log-in" in adapter.app._link._outage._suffering)
+                await stage.simulator.wait_for(lambda: "log-in" in adapter.app._link._standing.outage._suffering)
                 stage.simulator.emit_sample("101", "AgentState_Ready")
                 await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 1)
                 broker.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter import link
+from adapter import standing
 from adapter.config import Backoff
 from adapter.store.outbox import open_outbox
 from adapter.store.records import AgentRecord, Change, Outgoing
@@ -24,7 +24,7 @@ BACKLOG = 6_000
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compress the times of an outage."""
-    monkeypatch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=1.0))
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=1.0))
 
 
 async def fill(stage: Stage, count: int) -> None:

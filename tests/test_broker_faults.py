@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapter import link
+from adapter import standing
 from adapter.config import Backoff
 from adapter.mqtt import connection as mqtt_connection
 from tests.adapter_support import Running
@@ -27,9 +27,9 @@ STANDS_S = 0.4
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Compress the times of an outage."""
     caplog.set_level("INFO", "adapter")
-    monkeypatch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=1.0))
-    monkeypatch.setattr(link, "_REFUSED_AGAIN_S", 0.5)
-    monkeypatch.setattr(link, "_STANDS_S", STANDS_S)
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=1.0))
+    monkeypatch.setattr(standing, "_REFUSED_AGAIN_S", 0.5)
+    monkeypatch.setattr(standing, "_STANDS_S", STANDS_S)
 
 
 def more(proxy: Proxy, count: int) -> bool:
@@ -51,7 +51,7 @@ async def test_d2_a_broker_that_drops_each_connection(
 ) -> None:
     """D2: events go out through it; the pauses grow though each connection is made; one line, and one when it stays."""
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
-        await until(lambda: not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._link._standing.outage._suffering)
         before, said = len(proxy.accepted), len(told(caplog))
         proxy.stands_s = 0.15
         proxy.cut()
@@ -60,7 +60,7 @@ async def test_d2_a_broker_that_drops_each_connection(
         proxy.stands_s = None
         proxy.cut()
         await stage.wait("101/events", seq=8)
-        await until(lambda: not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._link._standing.outage._suffering)
 
         assert seqs(stage) == list(range(1, 9))
         gaps = [later - former for former, later in pairwise(proxy.accepted[before:])]
@@ -74,14 +74,27 @@ async def test_d2_after_a_recovery_the_pauses_are_short_again(
     tmp_path: Path, shared_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that stood begins the pauses anew: each of many single cuts is over soon."""
-    monkeypatch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=60.0))
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=60.0))
+    monkeypatch.setattr(standing, "_RELAPSE", 0)
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
         async with asyncio.timeout(25):  # the pauses of one outage of nine attempts would be 34 s
             for _ in range(9):
-                await until(lambda: not adapter.app._link._outage._suffering and adapter.app._link.connection)
+                await until(lambda: not adapter.app._link._standing.outage._suffering and adapter.app._link.connection)
                 count = len(proxy.accepted)
                 proxy.cut()
                 await until(partial(more, proxy, count))
+
+
+async def test_who_drops_every_connection_after_a_while_has_one_outage(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections that stand for a little longer than an outage lasts are not told of one by one, for ever."""
+    async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, _):
+        before, proxy.stands_s = len(proxy.accepted), 1.5 * STANDS_S
+        proxy.cut()
+        await until(lambda: len(proxy.accepted) >= before + 6)
+
+        assert len([line for line in told(caplog) if "back after" in line]) <= 1
 
 
 async def test_d2_a_broker_that_never_acknowledges(
@@ -90,14 +103,14 @@ async def test_d2_a_broker_that_never_acknowledges(
     """D2: without PUBACK nothing leaves the outbox; it goes again, with the same `id`, over a new connection."""
     monkeypatch.setattr(mqtt_connection, "ACK_TIMEOUT_S", 0.6)
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
-        await until(lambda: not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._link._standing.outage._suffering)
         said, before = len(told(caplog)), len(proxy.accepted)
         proxy.down = lambda packet, _: b"" if kind(packet) == PUBACK else packet
         emit(stage, 3)
         await until(lambda: len(proxy.accepted) >= before + 3)
         assert adapter.app._outbox.depth == 3
         proxy.down = unchanged
-        await until(lambda: not adapter.app._outbox.depth and not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._outbox.depth and not adapter.app._link._standing.outage._suffering)
 
         events = stage.json("101/events")
         assert len(events) > 3
@@ -137,7 +150,7 @@ async def test_a_broker_that_refuses_after_having_accepted(
 ) -> None:
     """D2: hang-ups and "server busy" after a time of peace are one outage; polling goes on, all goes out after it."""
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
-        await until(lambda: not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._link._standing.outage._suffering)
         said, before = len(told(caplog)), len(proxy.accepted)
 
         def busy(packet: bytes, talk: Talk) -> bytes:
@@ -154,7 +167,7 @@ async def test_a_broker_that_refuses_after_having_accepted(
         await until(lambda: len(proxy.accepted) >= before + 6 and adapter.app._outbox.depth == 4)
         proxy.up = unchanged
         await stage.wait("101/events", seq=4)
-        await until(lambda: not adapter.app._link._outage._suffering)
+        await until(lambda: not adapter.app._link._standing.outage._suffering)
 
         assert seqs(stage) == [1, 2, 3, 4]
         assert [line.split(" ")[0] for line in told(caplog)[said:]] == ["WARNING", "INFO"]
@@ -165,12 +178,12 @@ async def test_a_log_in_that_is_refused_later_is_said_once(tmp_path: Path, caplo
     with mosquitto(tmp_path / "m", users={"adapter": "right"}) as broker:
         passwords = tmp_path / "m" / "passwords"
         async with staged(tmp_path, broker, quiet=False) as stage, behind(stage) as (proxy, adapter):
-            await until(lambda: not adapter.app._link._outage._suffering)
+            await until(lambda: not adapter.app._link._standing.outage._suffering)
             said, good = len(told(caplog)), passwords.read_text()
             broker.stop()
             passwords.write_text(good.replace("adapter:", "nobody:"))
             broker.start()
-            await until(lambda: "log-in" in adapter.app._link._outage._suffering)
+            await until(lambda: "log-in" in adapter.app._link._standing.outage._suffering)
             before = len(proxy.accepted)
             await until(lambda: len(proxy.accepted) >= before + 3)
             emit(stage, 3)
@@ -180,7 +193,7 @@ async def test_a_log_in_that_is_refused_later_is_said_once(tmp_path: Path, caplo
             broker.start()
             await stage.peer.wait_subscribed()
             await stage.wait("101/event", seq=3)
-            await until(lambda: not adapter.app._link._outage._suffering)
+            await until(lambda: not adapter.app._link._standing.outage._suffering)
 
             lines = told(caplog)[said:]
             assert [line.split(" ")[0] for line in lines] == ["WARNING", "ERROR", "INFO"]

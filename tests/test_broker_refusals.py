@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter import link
 from adapter import publisher as publisher_module
+from adapter import standing
+from adapter.agent.presence import Timing
 from adapter.config import Backoff
 from adapter.errors import BrokerConnectionError
 from adapter.metrics import Counters
@@ -30,8 +31,8 @@ from tests.test_publisher import events, flushed, numbers
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Compress the times."""
     caplog.set_level("INFO", "adapter")
-    monkeypatch.setattr(link, "_AGAIN", Backoff(initial_s=0.05, maximum_s=0.5))
-    monkeypatch.setattr(link, "_STANDS_S", 0.4)
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=0.5))
+    monkeypatch.setattr(standing, "_STANDS_S", 0.4)
     monkeypatch.setattr(publisher_module, "_PROBE_S", (0.1, 0.2))
     monkeypatch.setattr(publisher_module, "_PUT_OFF", Backoff(initial_s=0.2, maximum_s=1.0))
 
@@ -152,12 +153,40 @@ async def test_a_denied_topic_costs_the_others_little(tmp_path: Path, caplog: py
                     emit(stage, 1, "101")
                     emit(stage, 1, "102")
                     await stage.wait("102/events", seq=number)
-                await until(lambda: not adapter.app._outbox.depth)
+                await until(lambda: adapter.app._shared.counters.events == 16 and not adapter.app._outbox.depth)
                 connections = adapter.app._shared.counters.broker_connections
             assert seqs(stage, "102") == list(range(1, 9))
         assert aside(tmp_path / "outbox.db") == [(stage.topic("101/event"), "Not authorized")] * 8
     assert connections < 8
     assert len([line for line in told(caplog) if "refuses" in line]) == 1
+
+
+async def test_denied_topics_of_the_bridge_do_not_end_every_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the adapter says of itself may all be denied, by a broker that hangs up over it: events go on."""
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=0.2))
+    with mosquitto(tmp_path / "m", users={"adapter": "pw"}, acl="") as broker:
+        async with staged(tmp_path, broker) as stage:
+            names = ("availability", "health", "mark", "log")
+            denied = "".join(f"topic deny {stage.prefix}/bridge/{name}\n" for name in names)
+            (tmp_path / "m" / "acl").write_text(f"user adapter\ntopic readwrite {stage.prefix}/#\n{denied}")
+            broker.restart()
+            await stage.peer.wait_subscribed()
+            async with stage.running(timing=Timing(mark_s=0.1, no_mark_s=0.1)) as adapter:
+                await stage.polling("101")
+                emit(stage, 3)
+                await stage.wait("101/events", seq=3)
+                await until(lambda: [line for line in told(caplog) if "refuses" in line and "bridge/mark" in line])
+                await until(lambda: adapter.app._link.connection and adapter.app._link._standing.stood)
+                connections = adapter.app._shared.counters.broker_connections
+                emit(stage, 3)
+                await stage.wait("101/events", seq=6)
+                await until(lambda: not adapter.app._outbox.depth)
+                assert adapter.app._shared.counters.broker_connections - connections <= 1
+            assert seqs(stage) == [1, 2, 3, 4, 5, 6]
+    for name in ("availability", "mark"):
+        assert len([line for line in told(caplog) if f"refuses {stage.topic(f'bridge/{name}')}" in line]) == 1
 
 
 # Never, and not said.

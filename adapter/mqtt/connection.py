@@ -52,6 +52,9 @@ ACK_TIMEOUT_S = 60.0
 FLUSH_S = 3.0
 """Seconds that a clean end may take to write what is still in line, DISCONNECT included."""
 
+SETTLE_S = 1.0
+"""Seconds for which a clean end waits for acknowledgments before."""
+
 IN_FLIGHT = 200
 """QoS 1 messages in flight at most, whatever the broker allows: enough for thousands a second over a slow link. paho
 reads as many packets in one go as there are messages in flight, and everything else waits for it."""
@@ -119,6 +122,7 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
+        self._answered = asyncio.Event()
         self._loss = BrokerConnectionError("")
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._subacks: dict[int, asyncio.Future[list[ReasonCode]]] = {}
@@ -142,6 +146,13 @@ class Connection:
     ) -> None:
         try:
             if kind is None and not self._gone.is_set():
+                # paho closes the socket behind DISCONNECT. An answer that comes meanwhile would lie there unread, and
+                # TCP resets such a connection: the broker would not see our DISCONNECT, and publish the will.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLE_S):
+                        while self.in_flight and not self._gone.is_set():
+                            self._answered.clear()
+                            await self._answered.wait()
                 self._client.disconnect()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(FLUSH_S):
@@ -289,6 +300,7 @@ class Connection:
             return
         self._loss = BrokerConnectionError(f"{self._place}: {reason}")
         self._gone.set()
+        self._answered.set()
         if not self._connack.done():
             self._connack.set_exception(ProtocolRefusedError(f"{self._loss}, before CONNACK", said=False))
         for suback in self._subacks.values():
@@ -335,6 +347,7 @@ class Connection:
             return
         self.acknowledged += 1
         self._loop.call_soon(on_ack, parse_refusal(reason))
+        self._answered.set()
         while self._held and self._has_room():
             self._send(*self._held.popleft())
 
