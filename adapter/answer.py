@@ -29,9 +29,6 @@ HEAD_BYTES: Final = 4096
 MAX_DEPTH: Final = 64
 """A deeper nested answer is unreadable (P14); the outermost object is level 1."""
 
-_MAX_MESSAGE: Final = 500
-"""Characters of the gateway's own words that are kept: they are logged and published."""
-
 _RETCODE: Final = re.compile(r"[0-9A-Za-z._-]{1,16}")
 """What a retcode looks like: it is logged and published too, and must not be a GUID. All that is known are shorter."""
 
@@ -122,7 +119,7 @@ def _parse(text: bytes) -> Answer:
     message = read_json(wire.message)
     return Answer(
         retcode=retcode,
-        message=message[:_MAX_MESSAGE] if isinstance(message, str) else "",
+        message=message if isinstance(message, str) else "",
         events=() if wire.event == NULL else _parse_events(wire.event),
         result=None if wire.result == NULL else wire.result,
     )

@@ -73,6 +73,11 @@ FAULTS: dict[str, Callable[[str], bytes]] = {
     "no-retcode": lambda told: answer(json.dumps({"message": told})),
     "retcode": lambda told: _refusal(told, told),
     "refusal": lambda told: _refusal("100-005", f"not so: {told}"),
+    "glued": lambda told: _refusal("100-005", f"guid{told}guid {told.upper()}"),
+    "long": lambda told: _refusal("100-005", "x" * (490 - len(told) % 40) + f" {told}"),
+    "new-cookie": lambda told: answer(
+        json.dumps({"retcode": "100-005", "message": told}), f"Set-Cookie: lb={secret('cookie')}"
+    ),
     "ended": lambda told: _refusal("100-006", f"no session {told}"),
     "deep": lambda told: answer('{"retcode":"0","event":' + '{"a":' * 70 + json.dumps(told) + "}" * 71),
     "large": lambda told: answer(told.encode() + b" " * 1_100_000),

@@ -28,6 +28,13 @@ _STATUS = {"busy": "3", "idle": "4", "work": "5"}
 """The sign-in's ``status``, by our word for it. The vendor's own sample sends numbers as text."""
 
 
+_MAX_MESSAGE = 500
+"""Characters of the gateway's own words that are kept: they are logged and published."""
+
+_TELLING = 6
+"""Characters from which on a secret is looked for inside of words too."""
+
+
 class Session:
     """The session of one agent.
 
@@ -167,9 +174,10 @@ class Session:
         """Wait for an answer; keep the new GUID that it brings, also where its body cannot be read (P8).
 
         Args:
-            request: The request.
+            request: The request; it begins only here.
             told: The secrets in it, besides cookies.
         """
+        told = (*told, *self._line.cookies.values())
         try:
             reply = await request
         except GatewayProtocolError as error:
@@ -180,13 +188,21 @@ class Session:
             # an answer to the sign-out of a session that has ended begins no new one.
             if self._dynamic and self.guid is not None and self._line.new_guid is not None:
                 self.guid = self._line.new_guid
-        return replace(reply, answer=replace(reply.answer, message=self._hidden(reply.answer.message, told)))
+        # Cut only now: half of a secret could not be found.
+        message = self._hidden(reply.answer.message, told)[:_MAX_MESSAGE]
+        return replace(reply, answer=replace(reply.answer, message=message))
 
     def _hidden(self, text: str, told: tuple[str, ...]) -> str:
         """Put stars for secrets which the gateway repeats in its own words; events pass unchanged (P11)."""
-        secrets = {*told, *self._line.cookies.values(), self._line.new_guid}
-        known = "|".join(re.escape(secret) for secret in sorted(filter(None, secrets), key=len, reverse=True))
-        return re.sub(f"(?<![A-Za-z0-9])(?:{known})(?![A-Za-z0-9])", "***", text) if text and known else text
+        secrets = {*told, *self._line.cookies.values(), self._line.new_guid} - {None, ""}
+        known = "|".join(map(_found_by, sorted(map(str, secrets), key=len, reverse=True)))
+        return re.sub(known, "***", text, flags=re.IGNORECASE) if known else text
+
+
+def _found_by(secret: str) -> str:
+    """Make the pattern of a secret: a short one counts as a word alone, or it would be found in any text."""
+    pattern = re.escape(secret)
+    return pattern if len(secret) >= _TELLING else f"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
 
 
 def needs_force(error: RetcodeError) -> bool:
