@@ -4,10 +4,12 @@ Beside the way from answer to topic: off unless `http.listen` is set, and only t
 prometheus-client imported.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -72,6 +74,11 @@ class Exporter:
         yield agents
 
 
+def _is_our_trouble(record: logging.LogRecord) -> bool:
+    """Leave out what somebody sends who does not speak HTTP: a scanner must not fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 @asynccontextmanager
 async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
     """Serve while the context lasts; give the port.
@@ -94,6 +101,7 @@ async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
         ready = exporter.ready
         return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
 
+    logging.getLogger("aiohttp.server").addFilter(_is_our_trouble)
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     runner = web.AppRunner(application, access_log=None)

@@ -244,6 +244,11 @@ async def test_no_fault_shows_a_secret(tmp_path: Path, broker: Broker, peer: Pee
             await bad_reloads(peer, run, path)
             await until(parrot.spent)
             sent = await send("well", secret("calldata"), path)
+            for garbage in (b"GET / HTTP/1.1\r\nX\x01y: z\r\n\r\n", b"GET /" + b"x" * 99_999 + b" HTTP/1.1\r\n\r\n"):
+                _, writer = await asyncio.open_connection(HOST, port)
+                writer.write(garbage)
+                await writer.drain()
+                writer.close()
             async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}") as client:
                 pages = [await client.get(page) for page in ("/metrics", "/healthz", "/readyz", f"/{secret('path')}")]
             looks = [await run_program(*words, "-c", path) for words in (("check", "--online"), ("health",))]
@@ -263,8 +268,9 @@ async def test_no_fault_shows_a_secret(tmp_path: Path, broker: Broker, peer: Pee
     heard = b"".join(parrot.heard)
     kinds = [b"guid", b"renewed", b"cookie", b"calldata", b"password"]
     assert [kind for kind in kinds if MARK + b"-" + kind not in heard] == []
+    assert b"aiohttp" not in said(run)
     quiet = {name for name in FAULTS if f"agent p-{name}: ".encode() not in said(run)}
-    assert quiet == {"odd-guid", "odd-cookie"}
+    assert quiet <= {"odd-guid", "odd-cookie"}
     assert [look.process.returncode for look in (sent, *looks)] == [0, 0, 0]
 
 
