@@ -32,6 +32,8 @@ _WINDOW_S = 30.0
 """Over how long a measurement is taken: the median of what lies in it."""
 _ALLOWED = 1.05
 _MB = 1e6
+_FIRST = "storage filled"
+"""What needs the most memory and lasts longest is done first while warming up."""
 _FILL_LOOKS = 20
 _BURST = 8_000
 """Events, while there is no broker, that fill the storage."""
@@ -124,7 +126,7 @@ def harms(stage: Stage) -> dict[str, Callable[[], Awaitable[None]]]:
         "broker cut half way": cut_half_way,
         "gateway cut": lambda: stage.cut_gateway(rng.uniform(0.01, 0.3)),
         "gateway away": lambda: stage.gateway_away(rng.uniform(0.5, 5)),
-        "storage filled": fill,
+        _FIRST: fill,
     }
 
 
@@ -135,7 +137,10 @@ async def harm_regularly(stage: Stage, options: Options, done: dict[str, int]) -
     began_at = time.monotonic()
     pause_s = _HURRY_S
     while time.monotonic() - began_at < options.seconds - _LAST_HARM_S:
-        for name in stage.rng.sample(list(doing), len(doing)):
+        names = stage.rng.sample(list(doing), len(doing))
+        if not any(done.values()):
+            names.sort(key=lambda name: name != _FIRST)
+        for name in names:
             await asyncio.sleep(pause_s)
             if time.monotonic() - began_at > options.seconds - _LAST_HARM_S:
                 break
