@@ -529,6 +529,20 @@ async def test_the_will_does_not_go_out_after_a_clean_end(broker: Broker) -> Non
         assert await lost(connection) == f"{HOST}:{broker.ports['mqtt']}: disconnected"
 
 
+async def test_the_last_answers_do_not_stand_in_the_way_of_a_clean_end(broker: Broker) -> None:
+    """What the broker still sends when DISCONNECT is due is read first: TCP would reset the connection over it."""
+    with Peer(broker) as peer:
+        for number in range(20):
+            async with dial(config_of(broker), will=WILL) as connection:
+                await connection.subscribe([("a/own", 0)])
+                connection.publish(Message(topic="a/own", payload=b"%d" % number))
+        await peer.wait_for(lambda: len(peer.on("a/own")) == 20)
+        async with dial(config_of(broker)) as connection:
+            await published(connection, "a/last", b"a round trip, in which a will would have come")
+        await peer.wait_for(lambda: peer.on("a/last"))
+        assert peer.on(WILL.topic) == []
+
+
 async def test_a_clean_end_does_not_wait_for_a_frozen_broker(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaving takes a bounded time also where nothing can be written; the will then tells the truth."""
     monkeypatch.setattr(mqtt_connection, "FLUSH_S", 0.1)

@@ -27,7 +27,7 @@ STANDS_S = 0.4
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Compress the times of an outage."""
     caplog.set_level("INFO", "adapter")
-    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=1.0))
+    monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=0.5))
     monkeypatch.setattr(standing, "_REFUSED_AGAIN_S", 0.5)
     monkeypatch.setattr(standing, "_STANDS_S", STANDS_S)
 
@@ -64,7 +64,7 @@ async def test_d2_a_broker_that_drops_each_connection(
 
         assert seqs(stage) == list(range(1, 9))
         gaps = [later - former for former, later in pairwise(proxy.accepted[before:])]
-        assert gaps[5] > 0.15 + 0.75  # the longest pause, less its jitter
+        assert gaps[5] > 0.15 + 0.35  # the longest pause, less its jitter
         assert [line.split(" ")[0] for line in told(caplog)[said:]] == ["WARNING", "ERROR", "INFO"]
         hint = told(caplog)[said + 1]
         assert f"another client may use the client id 'ccgateway2mqtt-{stage.prefix}'" in hint
@@ -75,6 +75,7 @@ async def test_d2_after_a_recovery_the_pauses_are_short_again(
 ) -> None:
     """A connection that stood begins the pauses anew: each of many single cuts is over soon."""
     monkeypatch.setattr(standing, "_AGAIN", Backoff(initial_s=0.05, maximum_s=60.0))
+    monkeypatch.setattr(standing, "_STANDS_S", 0.1)
     monkeypatch.setattr(standing, "_RELAPSE", 0)
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
         async with asyncio.timeout(25):  # the pauses of one outage of nine attempts would be 34 s
@@ -92,7 +93,7 @@ async def test_who_drops_every_connection_after_a_while_has_one_outage(
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, _):
         before, proxy.stands_s = len(proxy.accepted), 1.5 * STANDS_S
         proxy.cut()
-        await until(lambda: len(proxy.accepted) >= before + 6)
+        await until(lambda: len(proxy.accepted) >= before + 4)
 
         assert len([line for line in told(caplog) if "back after" in line]) <= 1
 
@@ -107,7 +108,7 @@ async def test_d2_a_broker_that_never_acknowledges(
         said, before = len(told(caplog)), len(proxy.accepted)
         proxy.down = lambda packet, _: b"" if kind(packet) == PUBACK else packet
         emit(stage, 3)
-        await until(lambda: len(proxy.accepted) >= before + 3)
+        await until(lambda: len(proxy.accepted) >= before + 2)
         assert adapter.app._outbox.depth == 3
         proxy.down = unchanged
         await until(lambda: not adapter.app._outbox.depth and not adapter.app._link._standing.outage._suffering)

@@ -281,7 +281,7 @@ async def test_d2_a_broker_that_hangs_up_for_another_reason_proves_nothing(
             before = len(proxy.accepted)
             proxy.cut()
             emit(stage, 3)
-            await until(lambda: len(proxy.accepted) >= before + 8)
+            await until(lambda: len(proxy.accepted) >= before + 7)
             assert adapter.app._outbox.depth == 3
             proxy.stands_s, proxy.down = None, unchanged
             proxy.cut()
