@@ -137,7 +137,7 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
     timing = Timing(store_again_s=0.2)
     async with (
         staged(tmp_path, broker) as stage,
-        stage.running(timing=timing, storage=SMALL) as adapter,
+        stage.running(timing=timing, storage=SMALL, gateway={"interval": [0.2, 0.2]}) as adapter,
     ):
         await stage.polling("101")
         broker.stop()
@@ -148,11 +148,11 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
 
         while not outbox.at_risk:
             number += 1
-            stage.simulator.emit("101", big("101", number, 700_000))
+            stage.simulator.emit("101", big("101", number, 950_000))
             await stage.simulator.wait_for(partial(handed_over, number))
         stage.simulator.emit("101", big("101", number + 1))
         assert await none_polls(stage, "101")
-        assert 10 < number < 20
+        assert 6 < number < 12
         assert outbox.at_risk == 1
         assert not outbox.writable
         health = await adapter.app._bridge.health()
@@ -200,25 +200,23 @@ async def test_d4_what_the_gateway_makes_of_it_is_said_and_mended(tmp_path: Path
             await stage.peer.wait_for(lambda: stage.on("101/availability")[-1].payload == b"online")
 
 
-@pytest.mark.parametrize("link", ["symbolic", "hard", "relative"])
-async def test_d5_a_link_is_no_way_in(tmp_path: Path, shared_broker: Broker, link: str) -> None:
+async def test_d5_a_link_is_no_way_in(tmp_path: Path, shared_broker: Broker) -> None:
     """D5: exit code 3, by whichever name another process comes to the same file."""
     async with staged(tmp_path, shared_broker) as stage, stage.running() as adapter:
         await stage.polling("101")
-        other = tmp_path / "other"
-        other.mkdir()
-        if link == "symbolic":
-            (other / "outbox.db").symlink_to(tmp_path / "outbox.db")
-        elif link == "hard":
-            (other / "outbox.db").hardlink_to(tmp_path / "outbox.db")
-        where = "../other/../outbox.db" if link == "relative" else "outbox.db"
-        path = write(other, stage.values(storage={"path": where}))
+        (tmp_path / "symbolic.db").symlink_to(tmp_path / "outbox.db")
+        (tmp_path / "hard.db").hardlink_to(tmp_path / "outbox.db")
+        paths = [
+            write(tmp_path, stage.values(storage={"path": f"{link}.db"}), f"{link}.yaml")
+            for link in ("symbolic", "hard")
+        ]
 
-        second = await run_program("run", "-c", path)
+        others = await asyncio.gather(*(run_program("run", "-c", path) for path in paths))
 
-        assert second.process.returncode == 3
-        (line,) = second.err
-        assert line.endswith("in use by another process; each adapter needs a storage.path of its own")
+        assert [other.process.returncode for other in others] == [3, 3]
+        for other in others:
+            (line,) = other.err
+            assert line.endswith("in use by another process; each adapter needs a storage.path of its own")
         assert not adapter.task.done()
 
 
@@ -532,7 +530,7 @@ async def test_a_clock_that_is_set_changes_no_age(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C2, C4, D2: set by a day, the clock makes no event late or young, ends no `ttl`, and no hour of a result."""
-    monkeypatch.setattr(publisher, "_LATE_S", 1.0)
+    monkeypatch.setattr(publisher, "_LATE_S", 0.5)
     told = time.time
     async with staged(tmp_path, broker) as stage, stage.running() as adapter:
         await stage.send("101/calldata/set", {"calldata": "one", "id": "first"})
@@ -554,9 +552,9 @@ async def test_a_clock_that_is_set_changes_no_age(
         broker.stop()
         stage.simulator.emit("101", big("101", 2, 10))
         monkeypatch.setattr(time, "time", lambda: told() - 86_400)
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 1.0
         await stage.simulator.wait_for(lambda: time.monotonic() > until and adapter.app._outbox.depth == 1)
-        assert 1.0 < (await adapter.app._outbox.measure())[0] < 30.0
+        assert 0.5 < (await adapter.app._outbox.measure())[0] < 30.0
         broker.start()
         await stage.peer.wait_subscribed()
         assert (await stage.wait("101/event", seq=2))["replayed"] is True
