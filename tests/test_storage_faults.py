@@ -447,7 +447,6 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
 ) -> None:
     """D6: what waits and is in memory goes out; what is in the damaged file alone is counted; and on it goes."""
     monkeypatch.setattr(outbox_module, "_FRESH", in_memory)
-    monkeypatch.setattr(publisher, "_READ_AGAIN_S", 0.1)
     async with staged(tmp_path, broker) as stage, stage.running() as adapter:
         await stage.polling("101")
         broker.stop()

@@ -116,11 +116,8 @@ class File:
             StorageDamagedError: Somebody has taken it away: what is stored would be gone with this process.
         """
         ours = os.fstat(self._descriptor)
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        # Not by comparing inodes: there are file systems below containers that make them up.
+        if not ours.st_nlink or not self._path.exists():
             raise StorageDamagedError(str(self._path), "it was moved, deleted or replaced")
         log = self._path.with_name(self._path.name + "-wal")
         return ours.st_size + (log.stat().st_size if log.exists() else 0)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter.clock import steady_time
-from adapter.errors import StorageFullError
+from adapter.errors import StorageDamagedError, StorageFullError
 from adapter.store.database import Database
 from adapter.store.newest import Newest
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot, Survivors
@@ -200,7 +200,10 @@ class Outbox:
         entries: list[Entry] = []
         while not entries and self._cursor < self._fresh_follows:
             after, upto = self._cursor, self._fresh_follows
-            read = await self._writer.read(partial(Database.entries, after=after, upto=upto, limit=limit))
+            try:
+                read = await self._writer.read(partial(Database.entries, after=after, upto=upto, limit=limit))
+            except StorageDamagedError:
+                read = []  # what is not in memory is set aside with the file (D6)
             self._cursor = read[-1].row if len(read) == limit else upto
             entries = [entry for entry in read if entry.row not in self._acknowledged]
         if not entries:
