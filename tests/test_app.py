@@ -53,7 +53,7 @@ async def test_a_stop_lets_polls_end_and_publishes_what_they_bring(tmp_path: Pat
         assert "replayed" not in event
         last_offline = max(i for i, each in enumerate(stage.peer.messages) if each.payload == b"offline")
         assert topics[last_offline] == "bridge/availability"
-        assert last_offline < topics.index("101/event")
+        assert last_offline < topics.index("101/event"), [(each.topic, each.payload) for each in stage.peer.messages]
         assert [each.payload for each in stage.on("101/availability")] == [b"online"]
 
 
