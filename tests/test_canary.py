@@ -287,7 +287,10 @@ def at_start(tmp_path: Path, broker: Broker, parrot: Parrot) -> dict[str, tuple[
         "broker-name": (plain | {"mqtt": plain["mqtt"] | {"username": wrong}}, "ot authorized"),
         "broker-certificate": (plain | {"mqtt": tls}, "its certificate is refused"),
         "broker-away": (plain | {"mqtt": plain["mqtt"] | {"url": f"mqtt://{HOST}:{nobody}"}}, "refused"),
-        "gateway-certificate": (plain | {"gateway": plain["gateway"] | {"ca_file": str(other)}}, "CERTIFICATE_VERIFY"),
+        "gateway-certificate": (
+            plain | {"gateway": plain["gateway"] | {"ca_file": str(other)}},
+            "certificate verify failed",
+        ),
         "storage": (plain | {"storage": {"path": f"{tmp_path}/none/outbox.db"}}, "cannot be opened"),
         "password": (plain | {"mqtt": plain["mqtt"] | {"password": [wrong]}}, "mqtt.password"),
         "agent": (plain | {"agents": [{"work_no": "101", "guid": guid, "sign_in": wrong}]}, "sign_in"),
