@@ -101,6 +101,7 @@ class Link:
                 if not self._alone:
                     await self._refuse_company()
                     self._alone = True
+                self._publisher.denied = False
                 await self._connect_once()
             except BrokerAuthError as error:
                 if not self._was_connected and not self.settled.is_set():
@@ -117,7 +118,7 @@ class Link:
     async def say_offline(self) -> None:
         """Publish `offline` ourselves, from now on: a clean DISCONNECT discards the will."""
         self._says_offline = True
-        if self.connection is None:
+        if self.connection is None or not self._greets:
             return
         taken = asyncio.Event()
         with contextlib.suppress(BrokerError, TimeoutError):

@@ -65,6 +65,10 @@ class Talk:
         """Send the adapter a packet in the broker's place."""
         self._writer.write(packet)
 
+    def hang_up(self) -> None:
+        """End the connection behind what was sent."""
+        self._writer.close()
+
     def cut(self) -> None:
         """Cut the connection; nobody hears of it but by the end of TCP."""
         self._writer.transport.abort()

@@ -161,6 +161,33 @@ async def test_a_denied_topic_costs_the_others_little(tmp_path: Path, caplog: py
     assert len([line for line in told(caplog) if "refuses" in line]) == 1
 
 
+async def test_a_broker_that_is_away_after_a_denial_is_not_hammered(tmp_path: Path, shared_broker: Broker) -> None:
+    """The hang-up over a denied message is made good at once; what fails after it is an outage like any other."""
+    async with staged(tmp_path, shared_broker) as stage, Proxy(shared_broker.ports["mqtt"]) as proxy:
+
+        def deny(packet: bytes, talk: Talk) -> bytes:
+            if kind(packet) == PUBLISH and topic(packet) == stage.topic("101/events"):
+                talk.answer(b"\x40\x03" + identifier(packet) + b"\x87")
+                talk.hang_up()
+                proxy.closed = True
+                return b""
+            return packet
+
+        async with stage.running(mqtt={"url": proxy.url}) as adapter:
+            await stage.polling("101")
+            await until(lambda: not adapter.app._outbox.depth)
+            proxy.up = deny
+            before = len(proxy.accepted)
+            emit(stage, 1)
+            await until(lambda: len(proxy.accepted) >= before + 10)  # two attempts at a time, one for each version
+            gaps = [later - former for former, later in pairwise(proxy.accepted[before:])]
+
+            assert max(gaps) > 0.35
+            proxy.closed, proxy.up = False, unchanged
+            await until(lambda: adapter.app._link.connection is not None)
+    assert aside(tmp_path / "outbox.db") == [(stage.topic("101/event"), "Not authorized")]
+
+
 async def test_denied_topics_of_the_bridge_do_not_end_every_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
