@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ from adapter.store import sql
 _log = logging.getLogger(__name__)
 
 _PARTS = ("", "-wal", "-shm")
+
+_OUR_BYTE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 2**62, 1, 0)
+"""The byte that is locked: where no file reaches, and far from those that SQLite locks. A lock on all of the file
+would, on network file systems, keep SQLite itself out; one of the process, not of the descriptor, would end as soon as
+SQLite gives up one of its own.
+
+Source:
+    fcntl_locking(2), "Open file description locks (non-POSIX)", and struct flock there.
+"""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NO_LIMIT = 2**30 - 1
@@ -68,9 +78,11 @@ class File:
     def _hold(self) -> None:
         """See that it is ours: the lock beside it has another name where a hard link leads here."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _OUR_BYTE)
         except BlockingIOError:
             raise StorageInUseError(str(self._path)) from None
+        except OSError as err:
+            _log.debug("storage: only the lock beside it keeps others away: %s", err.strerror)
         for suffix in _PARTS:
             # Somebody else may have made them, with GUIDs for all to read.
             part = self._path.with_name(self._path.name + suffix)
@@ -125,7 +137,7 @@ class File:
     def close(self) -> None:
         """Fold the write-ahead log in, and close it."""
         self.connection.close()
-        # Only now: to close any descriptor of a file ends all of this process' locks on it, those of SQLite too.
+        # Only now: to close any descriptor of a file ends this process' locks on it, those of SQLite.
         os.close(self._descriptor)
 
 
