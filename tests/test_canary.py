@@ -279,14 +279,11 @@ def at_start(tmp_path: Path, broker: Broker, parrot: Parrot) -> dict[str, tuple[
     guid, wrong = secret("guid"), secret("wrong")
     agents = [{"work_no": "101", "guid": guid}]
     plain = values(parrot, broker, agents)
-    (nobody,) = free_ports(1)
     other = certificates(tmp_path / "other").ca_file
     tls = plain["mqtt"] | {"url": broker.url("mqtts"), "ca_file": str(other)}
     return {
         "broker-password": (plain | {"mqtt": plain["mqtt"] | {"password": wrong}}, "ot authorized"),
-        "broker-name": (plain | {"mqtt": plain["mqtt"] | {"username": wrong}}, "ot authorized"),
         "broker-certificate": (plain | {"mqtt": tls}, "its certificate is refused"),
-        "broker-away": (plain | {"mqtt": plain["mqtt"] | {"url": f"mqtt://{HOST}:{nobody}"}}, "refused"),
         "gateway-certificate": (
             plain | {"gateway": plain["gateway"] | {"ca_file": str(other)}},
             "certificate verify failed",
