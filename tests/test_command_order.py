@@ -1,6 +1,7 @@
 """Commands in chance order, with repeats, failures, a restart: what holds of each, whatever the order (C2, C3, C4)."""
 
 import asyncio
+import itertools
 import json
 import random
 from collections import defaultdict
@@ -30,7 +31,7 @@ async def _send_some(stage: Stage, chance: random.Random, sent: dict[str, list[s
                 number = len(sent[agent])
                 identifier = chance.choice(_IDS)
                 sent[agent].append(identifier)
-                payload: dict[str, Any] = {"calldata": f"{identifier}{number}", "id": identifier, "ttl": 30}
+                payload: dict[str, Any] = {"calldata": f"{identifier}{number}", "id": identifier, "ttl": 300}
                 if chance.random() < 0.2:
                     payload["calldata"] = "\n"
                 await stage.send(f"{agent}/calldata/set", payload)
@@ -75,10 +76,10 @@ def _check(stage: Stage, agent: str, story: str) -> None:
     went = [identifier for identifier, each in results.items() if each["retcode"] is not None]
     assert {each["status"] for each in results.values()} <= {"applied", "rejected"}, story
     # Those that went are the values that the gateway took, in the order in which their ids first came.
-    accepted = [value[0] for _, value in stage.simulator.calldata(agent)]
-    assert sorted(set(went) - set(accepted)) == sorted(
-        identifier for identifier in went if results[identifier]["status"] != "applied"
-    ), story
+    # A poll that the stop has cut never came back: its value goes again, before any other.
+    accepted = [identifier for identifier, _ in itertools.groupby(v[0] for _, v in stage.simulator.calldata(agent))]
+    assert set(accepted) <= set(went), story
+    assert {identifier for identifier in went if results[identifier]["status"] == "applied"} <= set(accepted), story
     applied = [identifier for identifier in accepted if results[identifier]["status"] == "applied"]
     assert len(accepted) == len(set(accepted)), story
     first_came = list(dict.fromkeys(stage_ids(stage, agent)))
