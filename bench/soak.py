@@ -250,6 +250,7 @@ def main() -> int:
         agents=given.agents, seconds=given.seconds, warm_up_s=given.warm_up, every_s=given.every, seed=given.seed
     )
     raise_file_limit()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends all parts
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -73,6 +74,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a directory for all logs and data, which stays")
     options = parser.parse_args()
     raise_file_limit()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends all parts
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
