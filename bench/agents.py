@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -26,7 +25,17 @@ from typing import Any
 import psutil
 import yaml
 
-from bench.support import BenchError, Program, mosquitto, python, quantile, raise_file_limit, table, wait_until
+from bench.support import (
+    BenchError,
+    Program,
+    end_by_signal,
+    mosquitto,
+    python,
+    quantile,
+    raise_file_limit,
+    table,
+    wait_until,
+)
 
 _SHORTEST_MS = 200
 _LONGEST_MS = 500
@@ -269,13 +278,6 @@ def run(options: Options) -> bool:
     return not violations and not _short(ours)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    """End by way of all `finally`, and let nothing disturb that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the benchmark; gives the exit code."""
     parser = argparse.ArgumentParser(
@@ -288,8 +290,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.agents < 2:  # noqa: PLR2004 - one to compare with, and one more
         parser.error("--agents: at least 2")
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_by_signal()
     raise_file_limit()
     options = Options(
         agents=given.agents, seconds=given.seconds, hold_s=given.hold, events_per_s=given.events_per_second

@@ -25,7 +25,7 @@ import psutil
 from bench.chaos.ending import evidence, judge_kept, judge_lost_answers, settle, stop
 from bench.chaos.judge import Verdict, judge
 from bench.chaos.stage import Setting, Stage
-from bench.support import BenchError, raise_file_limit, table
+from bench.support import BenchError, end_by_signal, raise_file_limit, table
 
 _SAMPLE_S = 2.0
 _WINDOW_S = 30.0
@@ -249,8 +249,8 @@ def main() -> int:
     options = Options(
         agents=given.agents, seconds=given.seconds, warm_up_s=given.warm_up, every_s=given.every, seed=given.seed
     )
+    end_by_signal()
     raise_file_limit()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends all parts
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))

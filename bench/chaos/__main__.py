@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from bench.chaos.ending import evidence, judge_kept, judge_lost_answers, settle,
 from bench.chaos.judge import Verdict, judge
 from bench.chaos.plan import Plan
 from bench.chaos.stage import Setting, Stage
-from bench.support import BenchError, raise_file_limit, table
+from bench.support import BenchError, end_by_signal, raise_file_limit, table
 
 _SETTLE_S = 180.0
 
@@ -73,8 +72,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of all chance")
     parser.add_argument("--keep", type=Path, help="a directory for all logs and data, which stays")
     options = parser.parse_args()
+    end_by_signal()
     raise_file_limit()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends all parts
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
