@@ -39,8 +39,11 @@ class Reading:
         self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
 
     def close(self) -> None:
-        """Let go of the parser, which refers back to this: thousands of such circles would be the collector's work."""
-        del self._parser
+        """Let go of what refers back to this: thousands of such circles would be the collector's work.
+
+        The parser does; and an error, by its traceback.
+        """
+        del self._parser, self.head, self.whole
 
     @property
     def is_whole(self) -> bool:

@@ -180,7 +180,10 @@ async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # whose traceback refers to this frame
 
 
 def _explain(err: Exception) -> str:
