@@ -8,6 +8,8 @@ import contextlib
 import gc
 import socket
 import ssl
+import struct
+import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator
@@ -16,12 +18,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapter.transport import Transport, single
+from adapter.simulator.certificates import make_context
+from adapter.transport import Transport, single, wire
 from adapter.transport.reading import Reading
 from tests.broker_support import DEADLINE_S
-from tests.hostile_support import EMPTY, Hostile, Script, Wire, chunked, cut, ok, reset
+from tests.hostile_support import EMPTY, Hostile, Proxy, Script, Wire, chunked, cut, ok, reset
 
 _LIMIT = 1 << 20
+_NO_FAMILY = 255
 
 
 def transport_to(gateway: Hostile, *, timeout_s: float = 5.0, host: str | None = None) -> Transport:
@@ -71,7 +75,7 @@ async def test_a_request_leaves_nothing_to_the_collector(tmp_path: Path, script:
             super().__init__(max_body_bytes)
             made.append(weakref.ref(self))
 
-    class WatchedWire(single.Wire):
+    class WatchedWire(wire.Wire):
         def __init__(self, sock: socket.socket, tls: ssl.SSLContext | None, host: str) -> None:
             super().__init__(sock, tls, host)
             made.append(weakref.ref(self))
@@ -91,7 +95,7 @@ async def test_a_request_leaves_nothing_to_the_collector(tmp_path: Path, script:
 
 
 async def test_a_refused_connection_leaves_nothing_to_the_collector(tmp_path: Path) -> None:
-    """Nor is one left of a connection that did not come about: a gateway that is away is tried by all, again and again."""
+    """Nor is one left of a connection that did not come about: a gateway that is away is tried again and again."""
     async with Hostile(tmp_path) as gateway:
         pass
     async with collector_off():
@@ -192,3 +196,170 @@ async def test_sending_is_told_from_connecting(tmp_path: Path) -> None:
     with pytest.raises(httpx.ConnectError):
         await transport.handle_async_request(poll_of(gateway))
     assert transport.sending is False
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_a_reset_in_the_handshake_is_no_connection(tmp_path: Path, *, proxied: bool) -> None:
+    """A connection that is reset while our part of the handshake goes out is an error like any other of the gateway."""
+    tls, ca_file = make_context("127.0.0.1", tmp_path, "right")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            hello = connection.recv(65536)
+            answer = b"HTTP/1.1 200 OK\r\n\r\n" if proxied else flight(tls, hello)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(answer)
+
+    def slowly() -> None:
+        """Give the reset time to come between what is read and what is sent upon it."""
+        time.sleep(0.02)
+        turn[0] = loop.call_soon(slowly)
+
+    loop = asyncio.get_running_loop()
+    turn = [loop.call_soon(slowly)]
+    with listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        serving = loop.run_in_executor(None, serve)
+        transport = Transport(
+            httpx.URL(f"https://{address}"),
+            tls=ssl.create_default_context(cafile=ca_file),
+            proxy=httpx.URL(f"http://{address}") if proxied else None,
+            connect_timeout_s=DEADLINE_S,
+            max_body_bytes=_LIMIT,
+        )
+        with pytest.raises(httpx.TransportError):
+            await transport.handle_async_request(httpx.Request("GET", f"https://{address}"))
+        turn[0].cancel()
+        await serving
+        await transport.aclose()
+
+
+def flight(tls: ssl.SSLContext, hello: bytes) -> bytes:
+    """Make what a gateway answers to the first that a client says."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    incoming.write(hello)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.wrap_bio(incoming, outgoing, server_side=True).do_handshake()
+    return outgoing.read()
+
+
+async def test_a_body_that_is_waited_for_no_more_ends_the_connection(tmp_path: Path) -> None:
+    """The connection is closed at once where the body is not there in time: the rest of it is nobody's."""
+    gone = asyncio.Event()
+
+    async def half(wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await wire.gone()
+        gone.set()
+
+    async with Hostile(tmp_path, half) as gateway:
+        transport = transport_to(gateway)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await exchange(transport, poll_of(gateway))
+        async with asyncio.timeout(DEADLINE_S):
+            await gone.wait()
+        await transport.aclose()
+
+
+async def test_an_idle_connection_that_ends_is_closed(tmp_path: Path) -> None:
+    """The gateway's end of an idle connection is answered at once: the next request may be hours away."""
+    gone = asyncio.Event()
+
+    async def answer_and_end(wire: Wire) -> None:
+        await wire.send(ok())
+        wire.writer.write_eof()
+        await wire.gone()
+        gone.set()
+
+    async with Hostile(tmp_path, answer_and_end, tls=False) as gateway:
+        transport = transport_to(gateway)
+        assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+        async with asyncio.timeout(DEADLINE_S):
+            await gone.wait()
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_an_answer_before_the_first_request_is_none(tmp_path: Path, scheme: str) -> None:
+    """What a new connection begins with is not taken for the answer to what is sent over it (P5)."""
+    tls, ca_file = make_context("127.0.0.1", tmp_path, "right")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            if scheme == "http":
+                connection.sendall(ok(b"early"))
+            else:
+                incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+                server = tls.wrap_bio(incoming, outgoing, server_side=True)
+                for _ in range(2):
+                    incoming.write(connection.recv(65536))
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        server.do_handshake()
+                        server.write(ok(b"early"))
+                    connection.sendall(outgoing.read())
+            connection.settimeout(DEADLINE_S)
+            with contextlib.suppress(ConnectionError):
+                while connection.recv(65536):
+                    pass
+
+    def slowly() -> None:
+        """Give what comes early time to come."""
+        time.sleep(0.02)
+        turn[0] = loop.call_soon(slowly)
+
+    loop = asyncio.get_running_loop()
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # its handshake ends with the gateway's part
+    with listening:
+        url = httpx.URL(f"{scheme}://127.0.0.1:{listening.getsockname()[1]}")
+        serving = loop.run_in_executor(None, serve)
+        transport = Transport(
+            url,
+            tls=ssl.create_default_context(cafile=ca_file),
+            proxy=None,
+            connect_timeout_s=DEADLINE_S,
+            max_body_bytes=_LIMIT,
+        )
+        turn = [loop.call_soon(slowly)]
+        with pytest.raises(httpx.ConnectError):
+            await exchange(transport, httpx.Request("GET", url))
+        turn[0].cancel()
+        assert transport.sending is False
+        await transport.aclose()
+        await serving
+
+
+async def test_an_address_of_a_kind_that_the_machine_lacks_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that no socket can be made for, as IPv6 where it is switched off, does not hide the next."""
+    async with Hostile(tmp_path, ok(), host="localhost") as gateway:
+        port = httpx.URL(gateway.url).port
+        here = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
+
+        async def addresses(*_: object, **__: object) -> list[object]:
+            return [(_NO_FAMILY, socket.SOCK_STREAM, 0, "", ("::1", port)), *here]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+        transport = transport_to(gateway, host="localhost")
+        assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("host", [".example", "x" * 70 + ".example"])
+async def test_a_name_that_tls_cannot_ask_for_is_no_connection(host: str) -> None:
+    """A host that a proxy finds and TLS cannot name is said like any that cannot be reached."""
+    async with Proxy(b"HTTP/1.1 200 OK\r\n\r\n") as proxy:
+        transport = Transport(
+            httpx.URL("https://g.example").copy_with(host=host),
+            tls=ssl.create_default_context(),
+            proxy=httpx.URL(proxy.address()),
+            connect_timeout_s=DEADLINE_S,
+            max_body_bytes=_LIMIT,
+        )
+        with pytest.raises(httpx.ConnectError):
+            await transport.handle_async_request(httpx.Request("GET", "https://g.example"))

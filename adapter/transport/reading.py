@@ -48,7 +48,7 @@ class Reading:
     @property
     def is_whole(self) -> bool:
         """Whether all of it came, or as much as may."""
-        return self.whole.done() and self.whole.exception() is None
+        return self.whole.done() and not self.whole.cancelled() and self.whole.exception() is None
 
     def feed(self, data: bytes) -> None:
         """Take a part of it.

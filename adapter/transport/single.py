@@ -39,7 +39,7 @@ class Transport(httpx.AsyncBaseTransport):
         max_body_bytes: int,
     ) -> None:
         self.sending = False
-        self._host = url.host
+        self._host = url.raw_host.decode()
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = tls if url.scheme == "https" else None
         self._proxy = proxy
@@ -63,6 +63,8 @@ class Transport(httpx.AsyncBaseTransport):
         if wire is None or not wire.is_idle():
             await self.aclose()
             wire = self._wire = await self._connect()
+            if not wire.is_idle():
+                raise httpx.ConnectError("closed, or an answer without a request, before anything was sent")
         self.sending = True
         answer = Reading(self._max_body_bytes)
         try:
@@ -93,9 +95,9 @@ class Transport(httpx.AsyncBaseTransport):
         except TimeoutError as err:
             _close(sock)
             raise httpx.ConnectTimeout(f"no connection within {self._connect_timeout_s:g} s") from err
-        except OSError as err:
+        except (OSError, ValueError) as err:  # the second: no name that TLS can ask for
             _close(sock)
-            raise httpx.ConnectError(err.strerror or str(err)) from err
+            raise httpx.ConnectError(getattr(err, "strerror", None) or str(err)) from err
         except BaseException:
             _close(sock)
             raise
@@ -120,11 +122,14 @@ class Transport(httpx.AsyncBaseTransport):
             lines.append(f"Proxy-Authorization: Basic {credentials}")
         await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode())
         answer = Reading(0)
-        while not answer.head.done():
-            data = await loop.sock_recv(sock, _READ_BYTES)
-            if not data:
-                raise httpx.ProxyError("closed by the proxy")
-            answer.feed(data)
+        try:
+            while not answer.head.done():
+                data = await loop.sock_recv(sock, _READ_BYTES)
+                if not data:
+                    raise httpx.ProxyError("closed by the proxy")
+                answer.feed(data)
+        finally:
+            answer.close()
         if answer.status not in _GRANTED:
             raise httpx.ProxyError(f"the proxy answered {answer.status}")
 

@@ -17,6 +17,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket, tls: ssl.SSLContext | None, host: str) -> None:
         self._idle = True
+        self._flushing = False
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._tls: ssl.SSLObject | None = None
@@ -27,20 +28,16 @@ class Wire:
         self._answer: Reading | None = None
 
     async def handshake(self) -> None:
-        """Shake hands, where there is TLS, and begin to watch the socket."""
-        while self._tls is not None:
+        """Shake hands, where there is TLS, and begin to watch the socket.
+
+        Raises:
+            httpx.ConnectError: The connection was lost, or one side refuses the other.
+        """
+        if self._tls is not None:
             try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._flush()
-                await self._fill()
-            except ssl.SSLError as err:
-                with contextlib.suppress(OSError):
-                    await self._flush()  # the alert that says why
+                await self._shake_hands(self._tls)
+            except OSError as err:
                 raise httpx.ConnectError(_explain(err)) from err
-            else:
-                await self._flush()
-                break
         self._loop.add_reader(self._sock, self._readable)
 
     async def send(self, request: bytes, answer: Reading) -> None:
@@ -48,10 +45,8 @@ class Wire:
         self._idle = False
         self._answer = answer
         try:
-            if self._tls is not None:
-                self._tls.write(request)
-                request = self._outgoing.read()
-            await self._send(request)
+            (self._outgoing if self._tls is None else self._tls).write(request)
+            await self._flush()
         except OSError as err:
             raise httpx.WriteError(err.strerror or str(err)) from err
 
@@ -83,27 +78,38 @@ class Wire:
             self._answer.close()
             self._answer = None
 
-    async def _fill(self) -> None:
-        try:
-            data = await self._loop.sock_recv(self._sock, _READ_BYTES)
-        except OSError as err:
-            raise httpx.ConnectError(err.strerror or str(err)) from err
-        if not data:
-            raise httpx.ConnectError("closed during the TLS handshake")
-        self._incoming.write(data)
+    async def _shake_hands(self, tls: ssl.SSLObject) -> None:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                data = await self._loop.sock_recv(self._sock, _READ_BYTES)
+                if not data:
+                    raise ConnectionError("closed during the TLS handshake") from None
+                self._incoming.write(data)
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    await self._flush()  # the alert that says why
+                raise
+            else:
+                await self._flush()
+                return
 
     async def _flush(self) -> None:
-        if self._outgoing.pending:
-            await self._send(self._outgoing.read())
-
-    async def _send(self, data: bytes) -> None:
-        """Send it all; nearly always that is one call which does not wait."""
+        """Send all that is to go out, in order; nearly always that is one call which does not wait."""
+        self._flushing = True
         try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            await self._loop.sock_sendall(self._sock, data[sent:])
+            while self._outgoing.pending:
+                data = self._outgoing.read()
+                try:
+                    sent = self._sock.send(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(data):
+                    await self._loop.sock_sendall(self._sock, data[sent:])
+        finally:
+            self._flushing = False
 
     def _readable(self) -> None:
         """Take what has come; whatever comes to an idle connection makes it worth nothing."""
@@ -120,7 +126,9 @@ class Wire:
     def _end(self, error: httpx.TransportError, *, in_order: bool = False) -> None:
         self._idle = False
         self._loop.remove_reader(self._sock)
-        if self._answer is not None:
+        if self._answer is None:
+            self.close()  # the next request may be hours away
+        else:
             self._answer.end(error, in_order=in_order)
 
     def _take(self) -> bool:
@@ -128,25 +136,31 @@ class Wire:
         try:
             data = self._sock.recv(_READ_BYTES)
         except BlockingIOError:
-            return False
+            data = None  # the handshake may have left something
         if self._tls is None:
             if data:
                 self._parse(data)
-            return not data
+            return data == b""
         if data:
             self._incoming.write(data)
-        else:
+        elif data is not None:
             self._incoming.write_eof()
         try:
             while clear := self._tls.read(_READ_BYTES):
                 self._parse(clear)
         except ssl.SSLWantReadError:
-            if self._outgoing.pending:  # an answer to the other side's key update
-                self._sock.send(self._outgoing.read())
+            if not self._flushing:
+                self._reply()
             return False
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass
         return True
+
+    def _reply(self) -> None:
+        """Send what TLS answers by itself, to a key update; never into the midst of a request."""
+        data = self._outgoing.read()
+        if data and self._sock.send(data) < len(data):
+            raise ConnectionError("it takes nothing more")
 
     def _parse(self, data: bytes) -> None:
         if self._answer is None:
@@ -163,9 +177,14 @@ async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:
         raise OSError("no name that can be looked up") from err
     error: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in addresses:
-        sock = socket.socket(family, kind, protocol)
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's
         try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as err:  # a machine without IPv6, for one
+            error = err
+            continue
+        try:
+            sock.setblocking(False)  # noqa: FBT003 - the standard library's
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(timeout_s / len(addresses)):
                 await loop.sock_connect(sock, address)
         except TimeoutError:
@@ -178,7 +197,6 @@ async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:
             sock.close()
             raise
         else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
     try:
         raise error
