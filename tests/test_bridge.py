@@ -169,7 +169,7 @@ async def test_a_log_line_of_an_odd_level_is_nobodys() -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_log_lines_are_one_line_each(form: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What quotes somebody's text can neither forge a line nor speak to the terminal, and an exception's not be read."""
+    """What quotes somebody's text can neither forge a line nor speak to the terminal; no exception quotes any."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     path = write(
