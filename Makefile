@@ -80,7 +80,7 @@ clean: ## remove what was set up and built
 	rm -rf $(VENV) $(WHEEL_VENV) $(AUDIT_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
 
 programs:
-	@scripts/need mosquitto:mosquitto mosquitto_sub:mosquitto-clients chromium,google-chrome:chromium node:nodejs curl:curl systemd-analyze:systemd openssl:openssl
+	@scripts/need mosquitto:mosquitto mosquitto_sub:mosquitto-clients chromium,google-chrome:chromium node:nodejs curl:curl systemd-analyze:systemd openssl:openssl unshare:util-linux mount:mount
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
