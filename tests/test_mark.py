@@ -284,6 +284,19 @@ async def test_what_waits_in_line_is_newer(tmp_path: Path, taken: str) -> None:
         assert [slot.payload for slot in take_slots(outbox)] == [b"new"]
 
 
+async def test_an_answer_that_never_came_brings_nothing_old_back(tmp_path: Path) -> None:
+    """D4a, D2: an old event whose acknowledgment was lost does not go out again behind a newer one."""
+    async with open_outbox(tmp_path / "o.db", 64) as outbox:
+        await outbox.commit(retained_event("old"))
+        await acknowledge_all(outbox)
+        await outbox.commit(retained_event("new"))
+        await outbox.offer_again(outbox.marks_since(None, outbox.draw_line()), "", 10)
+        assert [slot.payload for slot in take_slots(outbox)] == [b"old"]
+        await acknowledge_all(outbox)
+        outbox.rewind()
+        assert take_slots(outbox) == []
+
+
 async def test_a_newer_value_is_not_replaced(tmp_path: Path) -> None:
     """D4a: a value that waits, or is sent, is newer than what the disk knows as acknowledged."""
     async with open_outbox(tmp_path / "o.db", 64) as outbox:
