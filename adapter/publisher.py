@@ -189,6 +189,7 @@ class Publisher:
         if ways is not self._ways or ways.get(way.key) is not way:
             return
         self._last_denied = None
+        waited = self._one_by_one
         if refusal is None:
             way.left -= 1
             if way.left:
@@ -202,7 +203,7 @@ class Publisher:
                 self._give_up(way.item, topic, refusal.reason)
             else:
                 self._try_later(way, refusal)
-        if self._one_by_one:
+        if waited or self._one_by_one:  # perhaps it was the last that the others waited for
             self._outbox.changed.set()
 
     def _taken(self, way: _Way) -> None:

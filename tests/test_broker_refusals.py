@@ -85,6 +85,33 @@ async def test_d2_what_is_refused_for_now_is_tried_again(
         assert aside(tmp_path / "outbox.db") == []
 
 
+async def test_d2_a_newest_value_that_is_taken_in_the_end_lets_the_line_go_on(tmp_path: Path, broker: Broker) -> None:
+    """D2: a backlog goes on behind a newest value that was put off, also where nothing else happens."""
+    refused = 0
+
+    def refuse_once(packet: bytes, talk: Talk) -> bytes:
+        nonlocal refused
+        if kind(packet) == PUBLISH and topic(packet) == "p/101/state" and not refused:
+            refused += 1
+            talk.answer(b"\x40\x03" + identifier(packet) + b"\x97")
+            return b""
+        return packet
+
+    async with open_outbox(tmp_path / "db", 64) as outbox, Proxy(broker.ports["mqtt"]) as proxy:
+        proxy.up = refuse_once
+        await outbox.commit(events(0, 1200))
+        await outbox.commit(Change(slots={"p/101/state": b"{}"}))
+        dialer = Dialer(config_of(broker, port=proxy.port))
+        async with dialer.connect(client_id="publisher", on_message=lambda _: None) as connection:
+            sending = asyncio.create_task(Publisher(outbox, Counters()).run(connection))
+            try:
+                await flushed(outbox)
+            finally:
+                sending.cancel()
+                await asyncio.wait([sending])
+    assert refused == 1
+
+
 async def test_d2_what_overtook_a_refused_one_goes_again_behind_it(tmp_path: Path, shared_broker: Broker) -> None:
     """D2: where the broker takes later events of a window and not an earlier one, the newest is still the last."""
     refused = 0
