@@ -484,21 +484,27 @@ async def test_d2_a_log_cut_short_keeps_what_was_committed_before(tmp_path: Path
         for work_no in agents:
             await stage.polling(work_no)
         broker.stop()
-        for number in range(1, 9):
-            for work_no in agents:
-                stage.simulator.emit(work_no, big(work_no, number, 40_000))
         path = tmp_path / "disk" / "outbox.db"
         log = path.with_name("outbox.db-wal")
-        with contextlib.closing(sqlite3.connect(path)) as reader:
+        with (
+            contextlib.closing(sqlite3.connect(path)) as reader,
+            contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder,
+        ):
+            # While somebody reads what is there now, nothing that follows can leave the log.
+            holder.execute("BEGIN").execute("SELECT count(*) FROM agent").fetchone()
+            for number in range(1, 9):
+                for work_no in agents:
+                    stage.simulator.emit(work_no, big(work_no, number, 40_000))
             while not samples or sum(samples[-1][1].values()) < 64:
                 stored = dict(reader.execute("SELECT work_no, seq FROM agent"))
                 samples.append((log.stat().st_size, stored))
                 await asyncio.sleep(0.05)
-        adapter.program.process.kill()
-        await adapter.program.ended()
-    whole, kept = path.read_bytes(), log.read_bytes()
+            adapter.program.process.kill()
+            await adapter.program.ended()
+            # Before the last connection is closed, which would fold the log in.
+            whole, kept = path.read_bytes(), log.read_bytes()
+            shared_memory = path.with_name("outbox.db-shm").read_bytes()
     assert len(kept) > 2_500_000
-    shared_memory = path.with_name("outbox.db-shm").read_bytes()
     chance = random.Random(3)  # noqa: S311 - places to cut at
     for round_ in range(24):
         place = chance.randrange(len(kept))
