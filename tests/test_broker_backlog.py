@@ -17,6 +17,8 @@ from tests.fault_support import emit, seqs, until
 from tests.stage_support import Stage, staged
 from tests.tcp_proxy import PUBACK, PUBLISH, Proxy, Talk, kind, topic, unchanged
 
+pytestmark = pytest.mark.harm
+
 BACKLOG = 6_000
 """Events: many times what is in memory or on its way."""
 

@@ -20,6 +20,8 @@ from tests.fault_support import emit, seqs, told, until
 from tests.stage_support import Stage, staged
 from tests.tcp_proxy import CONNECT, PUBACK, Proxy, Talk, kind, unchanged
 
+pytestmark = pytest.mark.harm
+
 STANDS_S = 0.4
 
 

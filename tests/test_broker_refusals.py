@@ -26,6 +26,8 @@ from tests.tcp_proxy import PUBACK, PUBLISH, Proxy, Talk, identifier, kind, topi
 from tests.test_broker import config_of
 from tests.test_publisher import events, flushed, numbers
 
+pytestmark = pytest.mark.harm
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,7 +239,9 @@ async def test_denied_topics_of_the_bridge_do_not_end_every_connection(
                 emit(stage, 3)
                 await stage.wait("101/events", seq=6)
                 await until(lambda: not adapter.app._outbox.depth)
-                assert adapter.app._shared.counters.broker_connections - connections <= 1
+                # A report that comes just now costs that connection, and those after which it is left out.
+                ended = adapter.app._shared.counters.broker_connections - connections
+                assert ended <= 1 + standing._SHORT_LIVED
             assert seqs(stage) == [1, 2, 3, 4, 5, 6]
     for name in ("availability", "mark"):
         assert len([line for line in told(caplog) if f"refuses {stage.topic(f'bridge/{name}')}" in line]) == 1

@@ -344,6 +344,8 @@ import asyncio, sys
 import adapter.app, adapter.agent.poller, adapter.commands, adapter.fleet
 from adapter.cli import main
 
+pytestmark = pytest.mark.harm
+
 def fails(self, received, *_):
     raise ValueError(f"{self!r} {received!r} {received.payload} KANARI")
 

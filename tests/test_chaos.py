@@ -22,6 +22,8 @@ from bench.chaos.peers import Got, Sent
 from bench.chaos.relay import Packets, Published, Relay
 from bench.chaos.stage import Harm
 
+pytestmark = pytest.mark.harm
+
 _ROOT = Path(__file__).parent.parent
 _KILLS = 5
 _WHOLE_S = 300.0

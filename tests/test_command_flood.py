@@ -22,6 +22,8 @@ from adapter.store.records import CommandRecord
 from tests.broker_support import DEADLINE_S, HOST, Broker
 from tests.stage_support import Stage, staged
 
+pytestmark = pytest.mark.harm
+
 _CONNECT = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05flood"
 _MANY = 3000
 

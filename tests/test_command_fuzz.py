@@ -17,6 +17,8 @@ from tests.broker_support import Broker
 from tests.fuzz_support import AGENTS, ANSWERS, SECRET, STRANGERS, Shot, Target, check, corpus, spoilt
 from tests.hypothesis_support import patient
 
+pytestmark = pytest.mark.harm
+
 _ODD_TEXT = st.one_of(
     st.text(max_size=70),
     st.text(st.sampled_from('a\x00\n\u2028\u0085\ud800\udfff\ufeff😀"\\/+#$'), max_size=70),

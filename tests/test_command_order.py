@@ -15,6 +15,8 @@ from adapter.simulator import faults
 from tests.broker_support import Broker
 from tests.stage_support import Stage, staged
 
+pytestmark = pytest.mark.harm
+
 _AGENTS = [str(number) for number in range(101, 117)]
 _IDS = "abcdefgh"
 _ROOM = 4

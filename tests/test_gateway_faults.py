@@ -44,6 +44,8 @@ from tests.hostile_support import (
 )
 from tests.stage_support import staged
 
+pytestmark = pytest.mark.harm
+
 GUID = "canary-guid-of-101"
 
 _MEBIBYTE = 1024 * 1024

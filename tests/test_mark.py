@@ -20,6 +20,8 @@ from tests.adapter_support import write
 from tests.broker_support import DEADLINE_S, Broker, Peer, nats
 from tests.stage_support import Stage, staged
 
+pytestmark = pytest.mark.harm
+
 QUICK = Timing(mark_s=0.1, no_mark_s=1.0)
 """A mark soon after each change, and not long to wait for one that is not there."""
 

@@ -36,6 +36,8 @@ from tests.cli_support import run_program
 from tests.stage_support import Stage, staged
 from tests.storage_support import fill, fill_up, limit_file_size, make_room, started
 
+pytestmark = pytest.mark.harm
+
 SMALL = {"path": "outbox.db", "max_mb": 8}
 
 
