@@ -37,6 +37,8 @@ from tests.canary_support import FAULTS, MARK, Parrot, answer, leaks, secret
 from tests.cli_support import COMMAND, DEADLINE_S, Program, program, reading, run_program
 from tests.hostile_support import Proxy
 
+pytestmark = pytest.mark.harm
+
 FIXTURES = Path(__file__).parent / "fixtures"
 BROKER_PASSWORD = secret("broker")
 
@@ -343,8 +345,6 @@ CRASH = """
 import asyncio, sys
 import adapter.app, adapter.agent.poller, adapter.commands, adapter.fleet
 from adapter.cli import main
-
-pytestmark = pytest.mark.harm
 
 def fails(self, received, *_):
     raise ValueError(f"{self!r} {received!r} {received.payload} KANARI")
