@@ -6,6 +6,7 @@ and has stood for a while; until then it is the same outage, with its one log li
 """
 
 import asyncio
+import math
 
 from adapter.config import Backoff
 from adapter.outage import Outage
@@ -44,19 +45,27 @@ class Standing:
         self._timer: asyncio.TimerHandle | None = None
         self._stands_s = _STANDS_S
         self._stood_at = 0.0
+        self._answered_at = math.inf
         self._begin_anew()
 
     @property
     def doubtful(self) -> bool:
         """Whether the newest connection follows several that ended soon, and may do so as well."""
-        return not self.stood and self._short_lived >= _SHORT_LIVED
+        return self._short_lived >= _SHORT_LIVED and not self._lasts
+
+    @property
+    def _lasts(self) -> bool:
+        """Whether the newest connection has lasted: less than to stand, where relapses have made that long."""
+        return asyncio.get_running_loop().time() - self._answered_at >= _STANDS_S
 
     def made(self) -> None:
         """Note that a connection was made."""
         self.stood = False
+        self._answered_at = math.inf
 
     def answered(self) -> None:
         """Note that the broker answers on it."""
+        self._answered_at = asyncio.get_running_loop().time()
         self._timer = asyncio.get_running_loop().call_later(self._stands_s, self._stands)
 
     def ended(self, *, hung_up: bool) -> None:
@@ -71,6 +80,8 @@ class Standing:
         if self.stood:
             relapse = asyncio.get_running_loop().time() - self._stood_at < _RELAPSE * self._stands_s
             self._stands_s = min(2 * self._stands_s, _STANDS_LONGEST_S) if relapse else _STANDS_S
+        elif self._lasts:
+            self._short_lived = 0
         elif hung_up:
             self._short_lived += 1
             if self._short_lived == _SHORT_LIVED:

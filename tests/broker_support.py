@@ -33,7 +33,7 @@ from paho.mqtt.properties import Properties
 
 HOST = "127.0.0.1"
 START_TRIES = 5
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 _PORTS = range(10_000, 32_000)
 _WORKERS = 11
 _PORTS_EACH = len(_PORTS) // _WORKERS

@@ -11,7 +11,7 @@ from typing import Any
 from adapter.simulator import Simulator
 
 CONTENT_TYPE = "application/json; charset=UTF-8"
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

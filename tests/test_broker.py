@@ -31,7 +31,7 @@ from adapter.mqtt import (
 from adapter.mqtt import connection as mqtt_connection
 from tests.broker_support import HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 CONNACK = b"\x20\x03\x00\x00\x00"
 WILL = Message(topic="a/bridge/availability", payload=b"offline", retain=True)
 

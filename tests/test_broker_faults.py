@@ -203,3 +203,33 @@ async def test_a_log_in_that_is_refused_later_is_said_once(tmp_path: Path, caplo
             assert "log-in" in lines[1]
             assert "Not authorized" in lines[1]
             assert "right" not in "".join(lines)
+
+
+async def test_what_lasts_is_not_doubted_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health and log go out over a connection that lasts, however long relapses have made it until it stands."""
+    monkeypatch.setattr(standing, "_STANDS_S", 0.05)
+    ours = standing.Standing("client")
+    doubted: list[bool] = []
+    for _ in range(5):
+        ours.made()
+        ours.answered()
+        await until(lambda: ours.stood)
+        ours.ended(hung_up=True)
+    for _ in range(standing._SHORT_LIVED):
+        doubted.append(ours.doubtful)
+        ours.made()
+        ours.answered()
+        ours.ended(hung_up=True)
+    ours.made()
+    ours.answered()
+    doubted.append(ours.doubtful)
+    assert doubted == [False, False, False, True]
+    await until(lambda: not ours.doubtful)
+    assert not ours.stood
+
+    ours.ended(hung_up=True)
+    ours.made()
+    ours.answered()
+    doubted.append(ours.doubtful)
+    assert doubted[-1] is False, "the last one was not short-lived"
+    ours.ended(hung_up=False)

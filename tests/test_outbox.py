@@ -25,7 +25,7 @@ from adapter.store.outbox import Outbox, open_outbox
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Slot, Unreadable
 from adapter.store.sql import ASIDE_KEPT, UNREADABLE_KEPT
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 @pytest.fixture

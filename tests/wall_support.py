@@ -31,7 +31,7 @@ from adapter.payloads import (
 )
 from adapter.topics import Topics
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 
 
 async def until(condition: Callable[[], Any], *, deadline_s: float = DEADLINE_S) -> None:

@@ -167,7 +167,7 @@ class Gateway:
         pauses = self._agents[work_no].pauses
         return None if pauses is None else pauses.statistics()
 
-    async def wait_for(self, predicate: Callable[[], _T], timeout_s: float = 10.0) -> _T:
+    async def wait_for(self, predicate: Callable[[], _T], timeout_s: float = 20.0) -> _T:
         """Wait until `predicate` gives something true, and give that.
 
         It is asked again after every request and answer, and every 50 ms, since sessions and GUIDs end with time.
