@@ -13,7 +13,6 @@ import stat
 import sys
 import termios
 import time
-import warnings
 import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -394,10 +393,7 @@ def test_it_runs_in_this_process(
     teller = told_soon(signal.SIGTERM, lasting)
     asyncio.run(demo.run(options(duration=None, no_browser=False, config_out=nothing_left.parent / "out.yaml")))
     teller.join()
-    with warnings.catch_warnings():
-        # httpcore leaves a socket open whose TLS handshake is cancelled; the process would end here.
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    gc.collect()
 
     page = re.search(r"The live page +(\S+)", re.sub(r"\x1b\[[0-9;]*m", "", "".join(output)))
     assert page is not None
