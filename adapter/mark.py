@@ -49,6 +49,7 @@ class Mark:
         self._wait_s = wait_s
         self._found: asyncio.Future[int | None] | None = None
         self._seen = 0
+        self._complete = False
         self._told = ""
         self._forbidden = False
 
@@ -58,10 +59,12 @@ class Mark:
         Raises:
             BrokerConnectionError: The connection is lost.
         """
+        self._complete = False
         last = self._outbox.draw_line()
         seen = await self._read_back(connection)
         await self._recall(seen, last)
         self._seen = seen or 0
+        self._complete = True
         while True:
             await self._outbox.unmarked.wait()
             await asyncio.sleep(self._every_s)
@@ -78,7 +81,8 @@ class Mark:
         Raises:
             BrokerConnectionError: The connection is lost.
         """
-        if self._forbidden or not self._outbox.unmarked.is_set():
+        # Before all is told again, a mark would say that it was.
+        if self._forbidden or not self._complete or not self._outbox.unmarked.is_set():
             return
         try:
             mark = await self._outbox.advance_mark(self._seen)

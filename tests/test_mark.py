@@ -224,6 +224,25 @@ async def test_an_adapter_that_starts_after_its_broker_was_emptied(tmp_path: Pat
                 await until_retained(stage, lambda found: found.keys() >= RETAINED)
 
 
+async def test_a_stop_before_all_is_told_again_leaves_no_mark(tmp_path: Path, broker: Broker) -> None:
+    """D4a: who stops while a broker that was emptied is still waited for tells it all at the next start."""
+    async with two_agents(tmp_path, broker) as stage:
+        async with stage.running(timing=QUICK) as adapter:
+            await events_of_both(stage)
+            await marked(stage)
+            await adapter.stop()
+        broker.restart(keep_data=False)
+        await stage.peer.wait_subscribed()
+        async with stage.running(timing=Timing(mark_s=0.1, no_mark_s=DEADLINE_S)) as adapter:
+            await stage.polling("101")
+            await stage.polling("102")
+            await until_retained(stage, lambda found: "102/session" in found)
+            await adapter.stop()
+        assert "102/event" not in await retained(stage)
+        async with stage.running(timing=QUICK):
+            await until_retained(stage, lambda found: found.keys() >= RETAINED)
+
+
 # What the outbox keeps for it.
 
 
