@@ -31,6 +31,7 @@ from adapter.store.records import Change, Outgoing
 from tests.adapter_support import Running, start, write
 from tests.broker_support import DEADLINE_S, HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 from tests.stage_support import Stage, staged
+from tests.tcp_proxy import Proxy
 from tests.test_broker import playing, relayed
 
 # Stopping.
@@ -212,15 +213,14 @@ async def test_a_log_in_refused_later_is_tried_again(tmp_path: Path) -> None:
 async def test_a_broker_that_comes_later_gets_everything(tmp_path: Path) -> None:
     """Section 6: not there at the start, it is tried again with one log line, and no event is lost."""
     with mosquitto(tmp_path / "m") as broker:
-        async with staged(tmp_path, broker) as stage:
+        async with staged(tmp_path, broker) as stage, Proxy(broker.ports["mqtt"]) as proxy:
             broker.stop()
-            async with stage.running() as adapter:
+            async with stage.running(mqtt={"url": proxy.url}) as adapter:
                 await stage.polling("101")
                 for _ in range(3):
                     stage.simulator.emit_sample("101", "AgentState_Ready")
                 await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 3)
-                broker.start()
-                await stage.peer.wait_subscribed()
+                await stage.broker_back(proxy)
                 await stage.peer.wait_for(lambda: len(stage.on("101/event")) >= 3)
             assert [event["seq"] for event in stage.json("101/event")] == [1, 2, 3]
 

@@ -15,6 +15,7 @@ from adapter.simulator import SimAgent
 from tests.adapter_support import Running, write
 from tests.broker_support import DEADLINE_S, Broker
 from tests.stage_support import Stage, staged
+from tests.tcp_proxy import Proxy
 
 AGENTS = ["101", "102", "103"]
 
@@ -87,17 +88,17 @@ async def test_a_removed_agents_backlog_goes_out_before_it_is_cleared(tmp_path: 
     """Section 3: removed while the broker is away, its events still go out, and its topic is empty at the end."""
     async with (
         staged(tmp_path, broker, agents=AGENTS) as stage,
-        stage.running(agents=agents(stage, "101", "103")) as adapter,
+        Proxy(broker.ports["mqtt"]) as proxy,
+        stage.running(agents=agents(stage, "101", "103"), mqtt={"url": proxy.url}) as adapter,
     ):
         await stage.polling("103")
         broker.stop()
         for _ in range(3):
             stage.simulator.emit_sample("103", "AgentState_Ready")
         await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 3)
-        rewrite(stage, adapter, agents=agents(stage, "101"))
+        rewrite(stage, adapter, agents=agents(stage, "101"), mqtt={"url": proxy.url})
         await adapter.app.reload()
-        broker.start()
-        await stage.peer.wait_subscribed()
+        await stage.broker_back(proxy)
         await stage.wait("103/event", seq=3)
         await stage.peer.wait_for(lambda: stage.on("103/event")[-1].payload == b"")
 

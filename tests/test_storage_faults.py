@@ -35,6 +35,7 @@ from tests.broker_support import DEADLINE_S, Broker
 from tests.cli_support import run_program
 from tests.stage_support import Stage, staged
 from tests.storage_support import fill, fill_up, limit_file_size, make_room, started
+from tests.tcp_proxy import Proxy
 
 pytestmark = pytest.mark.harm
 
@@ -139,7 +140,10 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
     timing = Timing(store_again_s=0.2)
     async with (
         staged(tmp_path, broker) as stage,
-        stage.running(timing=timing, storage=SMALL, gateway={"interval": [0.2, 0.2]}) as adapter,
+        Proxy(broker.ports["mqtt"]) as proxy,
+        stage.running(
+            timing=timing, storage=SMALL, gateway={"interval": [0.2, 0.2]}, mqtt={"url": proxy.url}
+        ) as adapter,
     ):
         await stage.polling("101")
         broker.stop()
@@ -160,8 +164,7 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
         health = await adapter.app._bridge.health()
         assert b'"atRisk":1' in health.payload
 
-        broker.start()
-        await stage.peer.wait_subscribed()
+        await stage.broker_back(proxy)
         reason = "storage.max_mb (8) is reached"
         await stage.wait("101/session", phase="stopped", message=f"nothing can be stored: {reason}")
         await stage.wait_count("101/event", number + 1)
@@ -449,7 +452,11 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
 ) -> None:
     """D6: what waits and is in memory goes out; what is in the damaged file alone is counted; and on it goes."""
     monkeypatch.setattr(outbox_module, "_FRESH", in_memory)
-    async with staged(tmp_path, broker) as stage, stage.running() as adapter:
+    async with (
+        staged(tmp_path, broker) as stage,
+        Proxy(broker.ports["mqtt"]) as proxy,
+        stage.running(mqtt={"url": proxy.url}) as adapter,
+    ):
         await stage.polling("101")
         broker.stop()
         for number in range(1, 5):
@@ -458,8 +465,7 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
         overwrite(tmp_path)
         await forget_pages(adapter.app._outbox)
 
-        broker.start()
-        await stage.peer.wait_subscribed()
+        await stage.broker_back(proxy)
         await stage.wait("101/events", seq=4)
         stage.simulator.emit("101", big("101", 5))
         await stage.wait("101/events", seq=5)
