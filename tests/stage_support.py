@@ -16,7 +16,6 @@ from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, running, settings, wait_for, write
 from tests.broker_support import Broker, Got, Peer
 from tests.contract_support import valid
-from tests.tcp_proxy import Proxy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,13 +59,6 @@ class Stage:
     async def wait_count(self, rest: str, count: int) -> None:
         """Wait until so many messages have come on a topic."""
         await self.peer.wait_for(lambda: len(self.on(rest)) >= count)
-
-    async def broker_back(self, proxy: Proxy) -> None:
-        """Start the broker again, and let nobody in by the proxy before the peer is: it sees all that comes."""
-        proxy.closed = True
-        self.broker.start()
-        await self.peer.wait_subscribed()
-        proxy.closed = False
 
     async def polling(self, work_no: str) -> None:
         """Wait until an agent is polled."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from tests.broker_support import HOST
+from tests.broker_support import HOST, Broker, Peer
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 1, 2, 3, 4, 8, 9
 """Packet types [MQTT-2.1.2]."""
@@ -116,6 +116,13 @@ class Proxy:
     def url(self) -> str:
         """Name it the way `mqtt.url` does."""
         return f"{'mqtt' if self._tls is None else 'mqtts'}://{HOST}:{self.port}"
+
+    async def reopen(self, broker: Broker, peer: Peer) -> None:
+        """Start the broker again, and let nobody in before a peer is: it then sees all that comes this way."""
+        self.closed = True
+        broker.start()
+        await peer.wait_subscribed()
+        self.closed = False
 
     def cut(self) -> None:
         """Cut every connection that stands."""

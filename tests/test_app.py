@@ -220,7 +220,7 @@ async def test_a_broker_that_comes_later_gets_everything(tmp_path: Path) -> None
                 for _ in range(3):
                     stage.simulator.emit_sample("101", "AgentState_Ready")
                 await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 3)
-                await stage.broker_back(proxy)
+                await proxy.reopen(broker, stage.peer)
                 await stage.peer.wait_for(lambda: len(stage.on("101/event")) >= 3)
             assert [event["seq"] for event in stage.json("101/event")] == [1, 2, 3]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from adapter.simulator import Simulator
 from tests.adapter_support import decoded, running, settings, wait_for, write
 from tests.broker_support import Broker, Peer
+from tests.tcp_proxy import Proxy
 
 
 async def test_event_goes_out(tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer) -> None:
@@ -38,13 +39,16 @@ async def test_call_data_before_the_first_poll(
 
 async def test_backlog_is_told_and_its_end(tmp_path: Path, simulator: Simulator, broker: Broker, peer: Peer) -> None:
     """A new connection is told at once how much has waited for it, and that it is all out when it is."""
-    async with running(write(tmp_path, settings(simulator, broker))) as adapter:
+    async with (
+        Proxy(broker.ports["mqtt"]) as proxy,
+        running(write(tmp_path, settings(simulator, broker, mqtt={"url": proxy.url}))) as adapter,
+    ):
         await simulator.wait_for(lambda: simulator.polling("101"))
         broker.stop()
         for number in range(3):
             simulator.emit_sample("101", "AgentState_SetNotReady_Success", {"reason": str(number)})
         await simulator.wait_for(lambda: simulator.drained("101"))
-        broker.restart()
+        await proxy.reopen(broker, peer)
         await peer.wait_for(lambda: len(peer.on("agents/101/events")) == 3)
 
         await wait_for(peer, "agents/bridge/health", lambda health: health["outbox"]["depth"] >= 3)

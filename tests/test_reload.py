@@ -98,7 +98,7 @@ async def test_a_removed_agents_backlog_goes_out_before_it_is_cleared(tmp_path: 
         await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 3)
         rewrite(stage, adapter, agents=agents(stage, "101"), mqtt={"url": proxy.url})
         await adapter.app.reload()
-        await stage.broker_back(proxy)
+        await proxy.reopen(broker, stage.peer)
         await stage.wait("103/event", seq=3)
         await stage.peer.wait_for(lambda: stage.on("103/event")[-1].payload == b"")
 

@@ -164,7 +164,7 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
         health = await adapter.app._bridge.health()
         assert b'"atRisk":1' in health.payload
 
-        await stage.broker_back(proxy)
+        await proxy.reopen(broker, stage.peer)
         reason = "storage.max_mb (8) is reached"
         await stage.wait("101/session", phase="stopped", message=f"nothing can be stored: {reason}")
         await stage.wait_count("101/event", number + 1)
@@ -465,7 +465,7 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
         overwrite(tmp_path)
         await forget_pages(adapter.app._outbox)
 
-        await stage.broker_back(proxy)
+        await proxy.reopen(broker, stage.peer)
         await stage.wait("101/events", seq=4)
         stage.simulator.emit("101", big("101", 5))
         await stage.wait("101/events", seq=5)
