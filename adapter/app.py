@@ -135,9 +135,14 @@ class App:
         if self._config.http is not None:
             # Imported here, so that who does not use it does not pay for aiohttp.
             from adapter.listener import Exporter, listen  # noqa: PLC0415 - see above
+            from adapter.loop_delay import LoopDelay  # noqa: PLC0415 - see above
 
             exporter = Exporter(
-                self._shared.counters, self._outbox, self._bridge, lambda: self._link.connection is not None
+                self._shared.counters,
+                self._outbox,
+                self._bridge,
+                stack.enter_context(LoopDelay()),
+                lambda: self._link.connection is not None,
             )
             await stack.enter_async_context(listen(self._config.http, exporter))
         link = self._tasks.create_task(self._link.run(), name="link")

@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager, suppress
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.utils import floatToGoString
 
 from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
 from adapter.errors import StartError, StorageError
+from adapter.loop_delay import LoopDelay
 from adapter.metrics import Counters
 from adapter.store.outbox import Outbox
 
@@ -36,10 +38,13 @@ _COUNTERS = {
 class Exporter:
     """Gives the program's figures in Prometheus' form; none has a label per agent, or a large centre would drown it."""
 
-    def __init__(self, counters: Counters, outbox: Outbox, bridge: Bridge, connected: Callable[[], bool]) -> None:
+    def __init__(
+        self, counters: Counters, outbox: Outbox, bridge: Bridge, loop_delay: LoopDelay, connected: Callable[[], bool]
+    ) -> None:
         self._counters = counters
         self._outbox = outbox
         self._bridge = bridge
+        self._loop_delay = loop_delay
         self._connected = connected
         self._oldest_s = 0.0
         self._size_bytes = 0
@@ -72,6 +77,12 @@ class Exporter:
         for phase, count in self._bridge.phases().items():
             agents.add_metric([phase], count)
         yield agents
+        yield HistogramMetricFamily(
+            "ccgateway2mqtt_event_loop_delay_seconds",
+            "How long what came at a random moment waited for the event loop.",
+            buckets=[(floatToGoString(bound_s), float(count)) for bound_s, count in self._loop_delay.buckets()],
+            sum_value=self._loop_delay.sum_s,
+        )
 
 
 def _is_our_trouble(record: logging.LogRecord) -> bool:

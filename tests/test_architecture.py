@@ -31,7 +31,7 @@ FLOORS = (
     # 5 flows of the whole
     ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
     # 6 the whole, and what stands beside it
-    ("preparation", "listener", "app"),
+    ("preparation", "loop_delay", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
@@ -42,7 +42,8 @@ A package can be one entry (`config`), with an order of its own within, or sever
 
 WAY = ("agent.poller", "publisher", "mark", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
-OPTIONAL = {"listener", "watch", "demo", "demo_lines", "wall", "nats", "send", "check", "simulator", "cli", "contracts"}
+BESIDE = {"listener", "loop_delay", "watch", "wall", "nats", "send", "check", "simulator", "contracts"}
+OPTIONAL = BESIDE | {"demo", "demo_lines", "cli"}
 
 ROOT = Path(adapter.__file__).parent
 PLACES = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
