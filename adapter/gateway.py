@@ -26,7 +26,7 @@ from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer, u
 from adapter.config import GatewayConfig
 from adapter.errors import GatewayConnectionError, GatewayProtocolError
 from adapter.event import read_json
-from adapter.transport import Transport
+from adapter.transport import Common, Transport
 
 _GUID = re.compile(r"[!-:<-~]{1,1024}")
 """What a GUID may be made of: printable ASCII, no blank and no semicolon, so that it can be a header's value."""
@@ -77,18 +77,18 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
-        self._tls = tls_context(config)
+        self._url = httpx.URL(config.url)
         self._proxy = None if config.proxy is None else httpx.URL(config.proxy)
+        self._common = Common(
+            tls=tls_context(config),
+            timeout_s=config.timeout_s,
+            connect_timeout_s=min(_CONNECT_S, config.timeout_s / 2.5),
+            max_body_bytes=MAX_ANSWER_BYTES,
+        )
 
     def line(self, work_no: str, cookies: Mapping[str, str]) -> "Line":
         """Make an agent's line; it connects with its first request."""
-        transport = Transport(
-            httpx.URL(self._config.url),
-            tls=self._tls,
-            proxy=self._proxy,
-            connect_timeout_s=min(_CONNECT_S, self._config.timeout_s / 2.5),
-            max_body_bytes=MAX_ANSWER_BYTES,
-        )
+        transport = Transport(self._url, self._common, self._proxy)
         return Line(self._config, transport, work_no, cookies)
 
 
@@ -102,12 +102,12 @@ class Line:
     """
 
     def __init__(self, config: GatewayConfig, transport: Transport, work_no: str, cookies: Mapping[str, str]) -> None:
-        self._timeout_s = config.timeout_s
         # Parsed once: that takes httpx longer than the rest of a request.
         self._poll_url = httpx.URL(f"{config.url}/resource/agentevent/{work_no}")
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
         self._transport = transport
         self._status: int | None = None
+        self._polled: httpx.Request | None = None
         self.cookies = dict(cookies)
         self.new_guid: str | None = None
 
@@ -125,30 +125,35 @@ class Line:
             GatewayConnectionError: No answer within `gateway.timeout`, or none with status 200.
             GatewayProtocolError: A 200 answer that cannot be read.
         """
-        url = self._poll_url
-        if call_data is not None:
-            url = httpx.URL(f"{url}?calldata={quote(call_data, safe='')}")
-        return await self._request("GET", url, guid)
+        return await self._request(self._poll_request(guid, call_data))
 
     async def sign_in(self, body: Mapping[str, str], *, force: bool) -> Reply:
         """Sign the agent in; with `force` away from wherever it is signed in. Raises as `poll`."""
         url = httpx.URL(self._agent_url + ("/forcelogin" if force else ""))
-        return await self._request("PUT", url, None, json.dumps(dict(body)).encode())
+        return await self._request(self._make("PUT", url, None, json.dumps(dict(body)).encode()))
 
     async def sign_out(self, guid: str) -> Reply:
         """Sign the agent out; refused during a call. Raises as `poll`."""
-        return await self._request("DELETE", httpx.URL(f"{self._agent_url}/logout"), guid)
+        return await self._request(self._make("DELETE", httpx.URL(f"{self._agent_url}/logout"), guid))
 
     async def agent_status(self, guid: str) -> Reply:
         """Ask for the agent's state; unlike ``syncagentinfo`` this leaves the event queue alone. Raises as `poll`."""
-        return await self._request("GET", httpx.URL(f"{self._agent_url}/agentstatus"), guid)
+        return await self._request(self._make("GET", httpx.URL(f"{self._agent_url}/agentstatus"), guid))
 
     async def close(self) -> None:
         """Close the connection; a later request makes a new one."""
         await self._transport.aclose()
 
-    async def _request(self, method: str, url: httpx.URL, guid: str | None, body: bytes | None = None) -> Reply:
-        self.new_guid = self._status = None
+    def _poll_request(self, guid: str, call_data: str | None) -> httpx.Request:
+        """Make the request of a poll; the usual one is the last one again."""
+        if call_data is not None:
+            url = httpx.URL(f"{self._poll_url}?calldata={quote(call_data, safe='')}")
+            return self._make("GET", url, guid)
+        if self._polled is None or self._polled.headers["guid"] != guid:
+            self._polled = self._make("GET", self._poll_url, guid)
+        return self._polled
+
+    def _make(self, method: str, url: httpx.URL, guid: str | None, body: bytes | None = None) -> httpx.Request:
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
             "Accept-Encoding": "identity",
@@ -158,43 +163,52 @@ class Line:
             headers["Guid"] = guid
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        request = httpx.Request(method, url, headers=headers, content=body)
+        return httpx.Request(method, url, headers=headers, content=body)
+
+    async def _request(self, request: httpx.Request) -> Reply:
+        self.new_guid = self._status = None
+        packed = b""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._transport.handle_async_request(request)
-                try:
-                    packed = await self._read(response)
-                finally:
-                    await response.aclose()
-        except (TimeoutError, httpx.TransportError) as err:
+            response = await self._transport.handle_async_request(request)
+            coding, charset = self._take_head(response)
+            async for part in cast("httpx.AsyncByteStream", response.stream):
+                packed = part
+        except httpx.TransportError as err:
             raise self._failure(err) from None
         if response.status_code != httpx.codes.OK:
             raise self._failure(None)
-        text = unpack(packed, response.headers.get("content-encoding", ""))
+        text = unpack(packed, coding)
         if len(text) > MAX_ANSWER_BYTES:
             reason = f"over {MAX_ANSWER_BYTES} bytes"
             raise GatewayProtocolError(reason, head=text[:HEAD_BYTES], size_bytes=len(text))
-        charset = _CHARSET.search(response.headers.get("content-type", ""))
-        return Reply(parse_answer(text, None if charset is None else charset[1]), asyncio.get_running_loop().time())
+        return Reply(parse_answer(text, charset), asyncio.get_running_loop().time())
 
-    async def _read(self, response: httpx.Response) -> bytes:
-        """Take what the head of an answer brings, and give its body, cut off at a little over `MAX_ANSWER_BYTES`."""
+    def _take_head(self, response: httpx.Response) -> tuple[str, str | None]:
+        """Take what the head of an answer brings; give how its body is packed, and its charset where it says one."""
         self._status = response.status_code
-        for header in response.headers.get_list("set-guid"):
-            self.new_guid = _guid(header) or self.new_guid
-        for header in response.headers.get_list("set-cookie"):
-            self._take_cookie(header)
-        return b"".join([part async for part in cast("httpx.AsyncByteStream", response.stream)])
+        coding, charset = "", None
+        for name, value in response.headers.raw:
+            match name.lower():
+                case b"content-type":
+                    charset = _CHARSET.search(value.decode("latin-1"))
+                case b"content-encoding":
+                    coding = value.decode("latin-1")
+                case b"set-guid":
+                    self.new_guid = _guid(value.decode("latin-1")) or self.new_guid
+                case b"set-cookie":
+                    self._take_cookie(value.decode("latin-1"))
+                    self._polled = None
+        return coding, None if charset is None else charset[1]
 
     def _failure(self, err: Exception | None) -> GatewayConnectionError:
         """Say what became of a request that brought no whole answer with status 200."""
         if self._status not in (None, httpx.codes.OK):
             # However its body ended, there was no event in it.
             return GatewayConnectionError(f"HTTP status {self._status}", answer_lost=False, status=self._status)
-        reason = f"no answer within {self._timeout_s:g} s" if isinstance(err, TimeoutError) else _reason(err)
+        reason = _reason(err)
         if not self._transport.sending:
             return GatewayConnectionError(f"cannot connect: {reason}", answer_lost=False)
-        if isinstance(err, TimeoutError):
+        if isinstance(err, httpx.ReadTimeout):
             return GatewayConnectionError(reason, answer_lost=True)
         return GatewayConnectionError(f"connection lost: {reason}", answer_lost=True)
 

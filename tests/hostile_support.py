@@ -12,6 +12,7 @@ from typing import Self
 from adapter.config import Backoff, GatewayConfig
 from adapter.gateway import Gateway, Line
 from adapter.simulator.certificates import Certificate, make_context
+from adapter.transport import Common
 
 EMPTY = b'{"message":"","retcode":"0"}'
 READY = b'{"message":"","retcode":"0","event":{"eventType":"AgentState_Ready","workNo":"101","content":null}}'
@@ -260,11 +261,17 @@ async def line_to(gateway: Hostile, **changes: object) -> AsyncIterator[Line]:
 @contextlib.contextmanager
 def hurried(line: Line, timeout_s: float) -> Iterator[None]:
     """Give a line's next requests little time; others need much of it where the machine is busy."""
-    usual_s, line._timeout_s = line._timeout_s, timeout_s
+    usual = line._transport._common
+    line._transport._common = Common(
+        tls=usual.tls,
+        timeout_s=timeout_s,
+        connect_timeout_s=min(usual.connect_timeout_s, timeout_s / 2.5),
+        max_body_bytes=usual.max_body_bytes,
+    )
     try:
         yield
     finally:
-        line._timeout_s = usual_s
+        line._transport._common = usual
 
 
 class Proxy:

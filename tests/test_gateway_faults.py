@@ -531,7 +531,7 @@ async def test_proxy_for_a_gateway_without_tls(tmp_path: Path) -> None:
         (b"HTTP/1.1 502 Bad Gateway\r\nX: canary\r\n\r\ncanary", "the proxy answered 502"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://canary/\r\n\r\n", "the proxy answered 302"),
         (b"canary secret\r\n\r\n", "no HTTP answer: Expected HTTP/, RTSP/ or ICE/"),
-        (b"", "no answer within 0.5 s"),
+        (b"", "no connection within 0.2 s"),
     ],
     ids=["407", "502", "302", "no HTTP", "mute"],
 )

@@ -231,7 +231,7 @@ class Presence:
 
     async def store_if_changed(self, change: Change) -> None:
         """Store a change, unless neither it nor the session holds anything new: the usual answer writes nothing."""
-        if change or self._session.into(self._record) != self._record:
+        if change or not self._session.is_in(self._record):
             await self.store(change)
 
     def store_soon(self, change: Change) -> None:

@@ -67,6 +67,16 @@ class Session:
             stay_out=self.stay_out,
         )
 
+    def is_in(self, record: AgentRecord) -> bool:
+        """Say whether a row holds this session as it is now."""
+        return (
+            self.guid == record.guid
+            and self.own == record.own
+            and self.stay_out == record.stay_out
+            and self._origin == record.guid_origin
+            and tuple(self._line.cookies.items()) == record.cookies
+        )
+
     def adopt_configured(self) -> bool:
         """Take the configured GUID, or that of the GUID file, unless it is the one that the stored GUID came from.
 
@@ -190,10 +200,14 @@ class Session:
                 self.guid = self._line.new_guid
         # Cut only now: half of a secret could not be found.
         message = self._hidden(reply.answer.message, told)[:_MAX_MESSAGE]
+        if message == reply.answer.message:
+            return reply
         return replace(reply, answer=replace(reply.answer, message=message))
 
     def _hidden(self, text: str, told: tuple[str, ...]) -> str:
         """Put stars for secrets which the gateway repeats in its own words; events pass unchanged (P11)."""
+        if not text:
+            return text
         secrets = {*told, *self._line.cookies.values(), self._line.new_guid} - {None, ""}
         known = "|".join(map(_found_by, sorted(map(str, secrets), key=len, reverse=True)))
         return re.sub(known, "***", text, flags=re.IGNORECASE) if known else text

@@ -14,11 +14,12 @@ Rules of this package:
    does the gateway's closing it. A request's first byte goes out on a connection that was whole at that moment.
 3. What an answer may hold is bounded: its head, its body, and what is wrapped around them.
 4. No error quotes a byte that came: a GUID may be in it.
-5. Nothing here knows of agents, sessions or pauses; how long a request may take is the caller's to limit.
+5. Nothing here knows of agents, sessions or pauses.
 
 Source: RFC 9110 and RFC 9112 (HTTP/1.1); the parser is llhttp's, as Node.js has it.
 """
 
+from adapter.transport.common import Common
 from adapter.transport.single import Transport
 
-__all__ = ["Transport"]
+__all__ = ["Common", "Transport"]

@@ -9,23 +9,41 @@ import httpx
 
 from adapter.transport.reading import Reading
 
-_READ_BYTES = 64 * 1024
-
 
 class Wire:
-    """A socket with or without TLS, watched as long as it is open."""
+    """A socket with or without TLS, watched as long as it is open.
 
-    def __init__(self, sock: socket.socket, tls: ssl.SSLContext | None, host: str) -> None:
+    Attributes:
+        answer: What comes over it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_idle",
+        "_incoming",
+        "_loop",
+        "_outgoing",
+        "_sock",
+        "_tls",
+        "_unsent",
+        "answer",
+    )
+
+    def __init__(
+        self, sock: socket.socket, tls: ssl.SSLContext | None, host: str, answer: Reading, buffer: memoryview
+    ) -> None:
+        self.answer = answer
         self._idle = True
-        self._flushing = False
+        self._unsent = b""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._buffer = buffer
         self._tls: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         if tls is not None:
             # In memory: the loop's own TLS keeps 256 KB for each connection.
             self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._answer: Reading | None = None
 
     async def handshake(self) -> None:
         """Shake hands, where there is TLS, and begin to watch the socket.
@@ -40,21 +58,23 @@ class Wire:
                 raise httpx.ConnectError(_explain(err)) from err
         self._loop.add_reader(self._sock, self._readable)
 
-    async def send(self, request: bytes, answer: Reading) -> None:
-        """Send a request; what comes from now on is its answer."""
+    def send(self, request: bytes) -> None:
+        """Send a request, in the background what the socket does not take at once; what comes now is its answer.
+
+        Raises:
+            httpx.WriteError: The connection was lost.
+        """
         self._idle = False
-        self._answer = answer
         try:
             (self._outgoing if self._tls is None else self._tls).write(request)
-            await self._flush()
+            self._flush()
         except OSError as err:
-            raise httpx.WriteError(err.strerror or str(err)) from err
+            raise httpx.WriteError(_explain(err)) from err
 
     def release(self) -> None:
         """Have done with an answer: the next request may come, or the connection ends with what is left of it."""
-        answer = self._answer
-        if answer is not None and answer.reusable and answer.is_whole:
-            self._forget()
+        if self.answer.reusable and self.answer.whole and not self._unsent:
+            self.answer.done()
             self._idle = True
         else:
             self.close()
@@ -68,48 +88,52 @@ class Wire:
     def close(self) -> None:
         """Close the socket; again does nothing."""
         self._idle = False
-        self._forget()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
             self._sock.close()
-
-    def _forget(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-            self._answer = None
+            self.answer.close()
 
     async def _shake_hands(self, tls: ssl.SSLObject) -> None:
         while True:
             try:
                 tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
-                data = await self._loop.sock_recv(self._sock, _READ_BYTES)
+                await self._send_all()
+                data = await self._loop.sock_recv(self._sock, len(self._buffer))
                 if not data:
                     raise ConnectionError("closed during the TLS handshake") from None
                 self._incoming.write(data)
             except ssl.SSLError:
                 with contextlib.suppress(OSError):
-                    await self._flush()  # the alert that says why
+                    await self._send_all()  # the alert that says why
                 raise
             else:
-                await self._flush()
+                await self._send_all()
                 return
 
-    async def _flush(self) -> None:
-        """Send all that is to go out, in order; nearly always that is one call which does not wait."""
-        self._flushing = True
+    async def _send_all(self) -> None:
+        if data := self._outgoing.read():
+            await self._loop.sock_sendall(self._sock, data)
+
+    def _flush(self) -> None:
+        """Send what is to go out, in order; nearly always that is one call and nothing is left."""
+        data = self._unsent + self._outgoing.read()
         try:
-            while self._outgoing.pending:
-                data = self._outgoing.read()
-                try:
-                    sent = self._sock.send(data)
-                except BlockingIOError:
-                    sent = 0
-                if sent < len(data):
-                    await self._loop.sock_sendall(self._sock, data[sent:])
-        finally:
-            self._flushing = False
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._loop.add_writer(self._sock, self._writable)
+        elif self._unsent:
+            self._loop.remove_writer(self._sock)
+        self._unsent = data[sent:]
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except OSError as err:
+            self._end(httpx.WriteError(_explain(err)))
 
     def _readable(self) -> None:
         """Take what has come; whatever comes to an idle connection makes it worth nothing."""
@@ -125,47 +149,52 @@ class Wire:
 
     def _end(self, error: httpx.TransportError, *, in_order: bool = False) -> None:
         self._idle = False
-        self._loop.remove_reader(self._sock)
-        if self._answer is None:
-            self.close()  # the next request may be hours away
+        if self.answer.expected:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self.answer.end(error, in_order=in_order)
         else:
-            self._answer.end(error, in_order=in_order)
+            self.close()  # the next request may be hours away
 
     def _take(self) -> bool:
         """Read and parse; True at the end of the stream."""
+        count: int | None
         try:
-            data = self._sock.recv(_READ_BYTES)
+            count = self._sock.recv_into(self._buffer)
         except BlockingIOError:
-            data = None  # the handshake may have left something
+            count = None
         if self._tls is None:
-            if data:
-                self._parse(data)
-            return data == b""
-        if data:
-            self._incoming.write(data)
-        elif data is not None:
+            if count:
+                self._parse(count)
+            return count == 0
+        if count:
+            self._incoming.write(self._buffer[:count])
+        elif count is not None:
             self._incoming.write_eof()
-        try:
-            while clear := self._tls.read(_READ_BYTES):
-                self._parse(clear)
-        except ssl.SSLWantReadError:
-            if not self._flushing:
-                self._reply()
+        elif not self._incoming.pending:  # no news, and nothing that the handshake has left
             return False
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass
-        return True
+        return self._decrypt(self._tls, ended=count == 0)
 
-    def _reply(self) -> None:
-        """Send what TLS answers by itself, to a key update; never into the midst of a request."""
-        data = self._outgoing.read()
-        if data and self._sock.send(data) < len(data):
-            raise ConnectionError("it takes nothing more")
+    def _decrypt(self, tls: ssl.SSLObject, *, ended: bool) -> bool:
+        """Parse what TLS makes of what has come; True at the end of the stream, of which TLS says how it ended."""
+        while ended or self._incoming.pending or tls.pending():
+            try:
+                count: int = tls.read(len(self._buffer), self._buffer)  # type: ignore[assignment] # typeshed's mistake
+            except ssl.SSLWantReadError:
+                break
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return True
+            if not count:
+                return True
+            self._parse(count)
+        if self._outgoing.pending:
+            self._flush()  # what TLS answers by itself, to a key update
+        return False
 
-    def _parse(self, data: bytes) -> None:
-        if self._answer is None:
+    def _parse(self, count: int) -> None:
+        if not self.answer.expected:
             raise httpx.RemoteProtocolError("an answer without a request")
-        self._answer.feed(data)
+        self.answer.feed(self._buffer[:count])
 
 
 async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:

@@ -1,0 +1,55 @@
+"""What all connections to a gateway share: trust, limits, one timer for all that is waited for, memory to read into."""
+
+import asyncio
+import ssl
+
+import httpx
+
+from adapter.transport.reading import Reading
+
+_BUFFER_BYTES = 64 * 1024
+
+
+class Common:
+    """What all connections to one gateway share, on one event loop.
+
+    Args:
+        timeout_s: Seconds from a request to the end of its answer.
+
+    Attributes:
+        tls: What TLS needs; not used where the gateway's scheme is ``http``.
+        connect_timeout_s: Seconds for TCP, and again for TLS.
+        max_body_bytes: The most that is read of a body. A little more may be given, so that the caller sees it.
+        buffer: Holds what has just been read from any of them, until it is parsed.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext, timeout_s: float, connect_timeout_s: float, max_body_bytes: int) -> None:
+        self.tls = tls
+        self.connect_timeout_s = connect_timeout_s
+        self.max_body_bytes = max_body_bytes
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._timeout_s = timeout_s
+        self._late_at: dict[Reading, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, answer: Reading) -> asyncio.Future[None]:
+        """Begin to wait for an answer; give what is done when it is over, in time or not."""
+        loop = asyncio.get_running_loop()
+        # All have the same time, so that the one which waits longest is the first to be late.
+        self._late_at[answer] = late_at = loop.time() + self._timeout_s
+        if self._timer is None:
+            self._timer = loop.call_at(late_at, self._end_late)
+        return answer.begin()
+
+    def forget(self, answer: Reading) -> None:
+        """Wait no longer."""
+        del self._late_at[answer]
+
+    def _end_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        for answer, late_at in self._late_at.items():
+            if late_at > loop.time():
+                self._timer = loop.call_at(late_at, self._end_late)
+                break
+            answer.end(httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s"))
