@@ -6,6 +6,7 @@ WHEEL_VENV := .venv-wheel
 AUDIT_VENV := .venv-audit
 OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
+RIVALS := build/rivals
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
 # Tests wait for real programs most of the time, so that four at once suit two cores.
@@ -13,7 +14,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench-agents chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench bench-growth chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -43,8 +44,22 @@ test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel,
 
 wheel: dist/.built ## build the wheel into dist/
 
-bench-agents: $(VENV)/.development programs ## pauses, CPU and memory at 1,000 agents for two minutes
-	$(BIN)/python -m bench.agents --agents 1000 --seconds 120
+bench: $(VENV)/.development programs $(RIVALS)/go/poll $(RIVALS)/node_red/.installed ## what it costs beside what else there is, an hour; options: make bench ARGS=--quick
+	$(BIN)/python -m bench $(ARGS)
+
+bench-growth: $(VENV)/.development programs ## CPU and memory from 10 agents to 20,000; options: make bench-growth ARGS="--runs 1"
+	$(BIN)/python -m bench.growth $(ARGS)
+
+$(RIVALS)/go/poll: bench/rivals/go/main.go bench/rivals/go/go.mod
+	@scripts/need go:golang-go
+	cd bench/rivals/go && GOPROXY=off GOTOOLCHAIN=local go build -o $(CURDIR)/$@ .
+
+# Without a lock file, which would name a registry: the version is in package.json.
+$(RIVALS)/node_red/.installed: bench/rivals/node_red/package.json
+	@scripts/need node:nodejs npm:npm
+	mkdir -p $(@D) && cp $< $(@D)
+	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
+	@touch $@
 
 chaos: $(VENV)/.development programs ## 100 kills of the program, and the proof that nothing is lost; options: make chaos ARGS="--kills 20"
 	$(BIN)/python -m bench.chaos $(ARGS)

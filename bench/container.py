@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import yaml
 
-from bench.support import HOST, BenchError, Program, mosquitto, python, wait_until
+from bench.support import HOST, BenchError, Program, listen, mosquitto, python, wait_until
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "localhost/ccgateway2mqtt:check"
@@ -191,12 +191,6 @@ def require(what: str, *, holds: bool) -> None:
     if not holds:
         raise BenchError(f"not so: {what}")
     print(f"- {what}", flush=True)
-
-
-def listen(port: int, topic: str) -> str:
-    """Wait for a message."""
-    command = ["mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-C", "1", "-W", str(int(_WAIT_S))]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def configuration(directory: Path, gateway: dict[str, Any], port: int, storage: str) -> None:

@@ -14,19 +14,16 @@ import contextlib
 import itertools
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from bench.agents import Options, adapter
-from bench.support import HOST, BenchError, Program, python, quantile, raise_file_limit, table, wait_until
+from bench.clients import adapter
+from bench.stage import Setting, staged
+from bench.support import HOST, exit_code, say, table
 
-_LONGEST_MS, _SHORTEST_MS = 500, 200
-_START_S = 60.0
 _BURST_S = 0.01
 _SPOKEN_S = 5.0
 _CONNECT = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05flood"
@@ -133,73 +130,40 @@ def _length(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-def _window(gateway: Program, program: Program, seconds: float) -> tuple[Any, float, float]:
-    """Let a window pass; give what the gateway saw, and the adapter's CPU seconds and resident bytes."""
-    gateway.tell("begin")
-    gateway.hear()
-    before = program.usage()
-    ends_at = time.monotonic() + seconds
-    while time.monotonic() < ends_at:
-        time.sleep(min(1.0, max(0.0, ends_at - time.monotonic())))
-        program.check()
-    after = program.usage()
-    gateway.tell("end")
-    return gateway.hear(), after.cpu_s - before.cpu_s, after.rss_bytes
-
-
-def run(options: Options, per_second: int, only: str) -> bool:
+def run(agents: int, hold_s: float, seconds: float, per_second: int, only: str) -> bool:
     """Run all floods and print the table; give whether the adapter kept to the interface document."""
     good = True
     rows: list[list[str]] = []
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        arguments = ["--agents", str(options.agents), "--hold", str(options.hold_s), "--events-per-second", "0"]
-        gateway = stack.enter_context(
-            python("gateway", "bench.gateway", [*arguments, "--directory", str(directory)], directory)
-        )
-        program = stack.enter_context(adapter(gateway.hear(), options, directory))
-        port = _port(directory)
-
-        def all_polled() -> bool:
-            program.check()
-            gateway.tell("status")
-            return not gateway.hear()["unseen"]
-
-        wait_until(all_polled, options.hold_s + _START_S, "polls of all agents")
+    with staged(adapter, Setting(agents=agents, hold_s=hold_s)) as stage:
+        directory = stage.place.directory
         floods: list[Flood | None] = [None, *(flood for flood in FLOODS if only in flood.name)]
         for flood in floods:
-            time.sleep(_SPOKEN_S)
+            stage.watch(_SPOKEN_S)
             with contextlib.ExitStack() as sending:
                 sender = None
                 if flood is not None:
-                    sender = sending.enter_context(Sender(port, flood, options.agents, per_second))
-                seen, cpu_s, rss_bytes = _window(gateway, program, options.seconds)
-            pauses = [(step, count) for step, count in seen["pauses"]["steps"]]
-            good = good and not seen["violations"] and not any(step < _SHORTEST_MS for step, _ in pauses)
+                    sender = sending.enter_context(Sender(stage.place.port, flood, agents, per_second))
+                found = stage.measure(seconds)
+            seen = found.seen
+            good = good and not seen.violations and not seen.short
             rows.append(
                 [
                     "no flood" if flood is None else flood.name,
-                    f"{0 if sender is None else sender.sent / options.seconds:,.0f}",
-                    *(f"{quantile(pauses, share)} ms" for share in (0.5, 0.99)),
-                    f"{seen['pauses']['max_s'] * 1000:.0f} ms",
-                    f"{sum(count for step, count in pauses if step >= _LONGEST_MS):,}",
-                    f"{cpu_s / options.seconds:.0%}",
-                    f"{rss_bytes / 1e6:.1f} MB",
+                    f"{0 if sender is None else sender.sent / found.seconds:,.0f}",
+                    *(f"{seen.pause_ms(share)} ms" for share in (0.5, 0.99)),
+                    f"{seen.longest_s * 1000:.0f} ms",
+                    f"{seen.long:,}",
+                    f"{found.cpu_s / found.seconds:.0%}",
+                    f"{found.rss_bytes / 1e6:.1f} MB",
                     f"{sum(part.stat().st_size for part in directory.glob('*.db*')) / 1e6:.1f} MB",
                 ]
             )
-            print(rows[-1], file=sys.stderr, flush=True)
+            say(" ".join(rows[-1]))
         for line in (directory / "adapter.log").read_text().splitlines()[-3:]:
-            print(line, file=sys.stderr)
+            say(line)
     head = ["flood", "messages/s", "p50", "p99", "longest pause", "over 500 ms", "CPU", "memory", "database"]
     print(table(head, rows))
     return good
-
-
-def _port(directory: Path) -> int:
-    """Read which port the adapter's broker has."""
-    listener = (directory / "mosquitto.conf").read_text().splitlines()[0]
-    return int(listener.split()[1])
 
 
 def main() -> int:
@@ -213,15 +177,7 @@ def main() -> int:
     parser.add_argument("--per-second", type=int, default=10_000, help="messages a second (default %(default)s)")
     parser.add_argument("--only", default="", help="only the floods whose name has this in it")
     given = parser.parse_args()
-    raise_file_limit()
-    options = Options(agents=given.agents, seconds=given.seconds, hold_s=given.hold, events_per_s=0)
-    try:
-        return 0 if run(options, given.per_second, given.only) else 1
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run(given.agents, given.hold, given.seconds, given.per_second, given.only))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +22,18 @@ import psutil
 
 HOST = "127.0.0.1"
 
+PAUSE_S = (0.205, 0.4)
+"""The pause of the clients that we compare with, at least and at most, which is the adapter's own: P4's 200 to 500 ms
+at the gateway, less what timers and round trips add."""
+
 _START_TRIES = 5
 _START_S = 10.0
 _HURRY_S = 1.0
 _END_S = 15.0
 _LOOK_S = 0.05
+_LISTEN_S = 30.0
+_CPU_SCHEDULER = 2
+"""CPUCLOCK_SCHED: user and system time together."""
 
 
 class BenchError(Exception):
@@ -51,6 +58,24 @@ def end_by_signal() -> None:
         signal.signal(number, interrupt)
 
 
+def exit_code(run: Callable[[], bool]) -> int:
+    """Run a benchmark, ended by a signal or not; give its exit code: 1 where something is not as it must be."""
+    end_by_signal()
+    raise_file_limit()
+    try:
+        return 0 if run() else 1
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def say(text: str) -> None:
+    """Tell whoever waits how far a benchmark is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def wait_until(true: Callable[[], object], timeout_s: float, what: str) -> None:
     """Wait until something is true.
 
@@ -66,11 +91,11 @@ def wait_until(true: Callable[[], object], timeout_s: float, what: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a process has used since its start.
+    """What a process and its children have used since their start.
 
     Attributes:
-        cpu_s: User and system time of all of its threads, in seconds.
-        rss_bytes: Its resident memory now.
+        cpu_s: User and system time of all of their threads, in seconds.
+        rss_bytes: Their resident memory now.
     """
 
     cpu_s: float
@@ -80,10 +105,13 @@ class Usage:
 class Program:
     """A process that runs while its context lasts, in a session of its own: Ctrl-C reaches it through us alone."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._name = name
         self._command = list(command)
         self._log = log
+        self._environment = None if environment is None else os.environ | environment
         self._process: subprocess.Popen[str]
 
     def __enter__(self) -> Self:
@@ -95,6 +123,7 @@ class Program:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                env=self._environment,
             )
         return self
 
@@ -133,8 +162,15 @@ class Program:
         """Measure it."""
         self.check()
         process = psutil.Process(self._process.pid)
-        times = process.cpu_times()
-        return Usage(cpu_s=times.user + times.system, rss_bytes=process.memory_info().rss)
+        family = [process, *process.children(recursive=True)]
+        return Usage(
+            cpu_s=sum(_cpu_s(each.pid) for each in family), rss_bytes=sum(each.memory_info().rss for each in family)
+        )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.check()
+        self._process.send_signal(number)
 
     def hear(self) -> Any:  # noqa: ANN401 - any JSON
         """Read a line of JSON that it prints."""
@@ -151,6 +187,14 @@ class Program:
         if self._process.stdin is not None:
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
+
+
+def _cpu_s(pid: int) -> float:
+    """Read a process's CPU clock: all of its threads, those that have ended too, and finer than the ticks of /proc.
+
+    Source: clock_getcpuclockid(3), which makes a process's number into that of its clock in this way on Linux.
+    """
+    return time.clock_gettime(~pid << 3 | _CPU_SCHEDULER)
 
 
 def python(name: str, module: str, arguments: Sequence[str], directory: Path) -> Program:
@@ -173,7 +217,7 @@ def mosquitto(directory: Path) -> Iterator[int]:
             free.bind((HOST, 0))
             port: int = free.getsockname()[1]
         config = directory / "mosquitto.conf"
-        config.write_text(f"listener {port} {HOST}\nallow_anonymous true\nmax_queued_messages 0\n")
+        config.write_text(f"listener {port} {HOST}\nallow_anonymous true\nmax_queued_messages 0\nsys_interval 1\n")
         with Program("mosquitto", [binary, "-c", str(config)], directory / "mosquitto.log") as broker:
             # It ends at once where somebody was quicker with the port: then another one is tried.
             wait_until(lambda: not broker.runs or _answers(port), _START_S, "mosquitto")  # noqa: B023 - called at once
@@ -181,6 +225,12 @@ def mosquitto(directory: Path) -> Iterator[int]:
                 yield port
                 return
     raise BenchError(f"mosquitto does not start: see {directory / 'mosquitto.log'}")
+
+
+def listen(port: int, topic: str) -> str:
+    """Wait for a message; empty where none comes."""
+    command = ["mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-C", "1", "-W", str(int(_LISTEN_S))]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _answers(port: int) -> bool:

@@ -27,12 +27,11 @@ from bench.container import (
     build,
     buildah,
     configuration,
-    listen,
     require,
     status,
     writable_mounts,
 )
-from bench.support import BenchError, Program, mosquitto, python, wait_until
+from bench.support import BenchError, Program, listen, mosquitto, python, wait_until
 
 _UNIT = "ccgateway2mqtt.service"
 _START_S = 60.0

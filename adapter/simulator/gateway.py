@@ -136,6 +136,10 @@ class Gateway:
         """List the agent's polls, oldest first; the last one may still be waiting."""
         return list(self._agents[work_no].polls)
 
+    def polled(self, work_no: str) -> bool:
+        """Say whether the agent was ever polled."""
+        return self._agents[work_no].poll_count > 0
+
     def polling(self, work_no: str) -> bool:
         """Say whether a poll of the agent is under way."""
         return self._agents[work_no].polling > 0
