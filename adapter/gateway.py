@@ -107,7 +107,8 @@ class Line:
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
         self._transport = transport
         self._status: int | None = None
-        self._polled: httpx.Request | None = None
+        self._usual: httpx.Request | None = None
+        self._usual_guid = ""
         self.cookies = dict(cookies)
         self.new_guid: str | None = None
 
@@ -149,9 +150,9 @@ class Line:
         if call_data is not None:
             url = httpx.URL(f"{self._poll_url}?calldata={quote(call_data, safe='')}")
             return self._make("GET", url, guid)
-        if self._polled is None or self._polled.headers["guid"] != guid:
-            self._polled = self._make("GET", self._poll_url, guid)
-        return self._polled
+        if self._usual is None or self._usual_guid != guid:
+            self._usual, self._usual_guid = self._make("GET", self._poll_url, guid), guid
+        return self._usual
 
     def _make(self, method: str, url: httpx.URL, guid: str | None, body: bytes | None = None) -> httpx.Request:
         headers = {
@@ -197,7 +198,7 @@ class Line:
                     self.new_guid = _guid(value.decode("latin-1")) or self.new_guid
                 case b"set-cookie":
                     self._take_cookie(value.decode("latin-1"))
-                    self._polled = None
+                    self._usual = None
         return coding, None if charset is None else charset[1]
 
     def _failure(self, err: Exception | None) -> GatewayConnectionError:

@@ -6,7 +6,6 @@ Rules of this file: all waiting of a poller is here, so that one call wakes it w
 import asyncio
 import random
 from collections.abc import Iterator
-from functools import partial
 
 from adapter.config import Backoff
 from adapter.errors import GatewayError, RetcodeError
@@ -98,7 +97,7 @@ class Pace:
         """Wait for a time on the loop's clock, or without end for `None`; `wake` ends it."""
         loop = asyncio.get_running_loop()
         self._sleeping = loop.create_future()
-        timer = None if until is None else loop.call_at(until, partial(_finish, self._sleeping))
+        timer = None if until is None else loop.call_at(until, _finish, self._sleeping)
         try:
             await self._sleeping
         finally:
