@@ -13,7 +13,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.utils import floatToGoString
 
 from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
@@ -80,7 +79,7 @@ class Exporter:
         yield HistogramMetricFamily(
             "ccgateway2mqtt_event_loop_delay_seconds",
             "How long what came at a random moment waited for the event loop.",
-            buckets=[(floatToGoString(bound_s), float(count)) for bound_s, count in self._loop_delay.buckets()],
+            buckets=[(bound, float(count)) for bound, count in self._loop_delay.buckets()],
             sum_value=self._loop_delay.sum_s,
         )
 

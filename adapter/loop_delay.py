@@ -43,9 +43,9 @@ class LoopDelay:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
-    def buckets(self) -> Iterator[tuple[float, int]]:
-        """Give the histogram: each bound in seconds, infinity last, with how many delays did not exceed it."""
-        return zip((*BOUNDS_S, float("inf")), accumulate(self._counts), strict=True)
+    def buckets(self) -> Iterator[tuple[str, int]]:
+        """Give the histogram: each bound in seconds, ``+Inf`` last, with how many delays did not exceed it."""
+        return zip((*map(str, BOUNDS_S), "+Inf"), accumulate(self._counts), strict=True)
 
     def _look(self) -> None:
         now = self._loop.time()
