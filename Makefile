@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schemas test-checkout test-wheel wheel bench bench-growth chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel wheel bench bench-growth chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -22,12 +22,17 @@ help: ## list the targets
 demo: $(VENV)/.runtime ## the main job on this machine; options: make demo ARGS="--duration 20 --no-browser"
 	@$(BIN)/ccgateway2mqtt demo $(ARGS)
 
-test: check test-checkout test-wheel ## everything that a change must pass
+test: check instructions test-checkout test-wheel ## everything that a change must pass
 
 check: $(VENV)/.development ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# First, while nothing else runs: what waits for a busy machine counts a little otherwise.
+instructions: $(VENV)/.development ## what a poll and an event cost, in machine instructions, against what is noted
+	@scripts/need mosquitto:mosquitto valgrind:valgrind
+	$(BIN)/python -m bench.instructions
 
 test-checkout: $(VENV)/.development programs ## the tests on this checkout, with coverage
 	$(BIN)/pytest $(PYTEST_FLAGS) --cov --cov-report=term $(ARGS)
