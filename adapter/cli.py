@@ -141,6 +141,8 @@ def run(path: Path) -> None:
     """
     import os
 
+    # httpx imports a command line of its own where it can, with rich and pygments: 6 MB that nothing here uses.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment] # what Python takes for "not to be had"
     from adapter import app, logs
     from adapter.config import load
 

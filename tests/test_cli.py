@@ -92,6 +92,16 @@ def test_help_is_quick() -> None:
     assert os.times().children_user - began_s < 0.3
 
 
+def test_run_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """Who does not use the HTTP listener or a page in the terminal has nothing of them in memory."""
+    command = [sys.executable, "-X", "importtime", "-m", "adapter", "run", "-c", str(tmp_path / "missing.yaml")]
+    lines = subprocess.run(command, check=False, capture_output=True, text=True).stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}
+
+    assert {"adapter", "httpx", "paho"} <= imported
+    assert imported & {"aiohttp", "prometheus_client", "rich", "pygments", "trustme"} == set()
+
+
 def test_help_says_what_acls_to_set() -> None:
     """The main help names the topics that an ACL has to guard."""
     helped = invoke("--help").stdout
