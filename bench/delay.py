@@ -1,0 +1,196 @@
+"""The delay from the gateway's answer to a subscriber, in P4's rhythm: every poll is answered at once, with an event.
+
+```
+bench.chaos.gateway (AGENT_POLL_WAIT_FLAG off)  <-HTTPS-  ccgateway2mqtt run  -MQTT->  mosquitto  -MQTT->  this program
+```
+
+Each box is a process. The gateway writes down when the last byte of each answer went to its socket, this program when
+the event with that number came; both by the machine's monotonic clock. The storage is as it always is: on disk, with
+``synchronous=FULL``, before the agent is polled again.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+from bench.chaos.gateway import NUMBER, Row
+from bench.support import (
+    HOST,
+    BenchError,
+    end_by_signal,
+    mosquitto,
+    python,
+    quantile,
+    raise_file_limit,
+    table,
+    wait_until,
+)
+
+_START_S = 60.0
+_WARM_UP_S = 3.0
+_HOLD_S = 2.0
+"""No poll is held: only the start is spread over this."""
+_SETTLE_S = 1.0
+_TOPICS = "agents/+/event"
+_US = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delays:
+    """What came of the events that were handed out in the window.
+
+    Attributes:
+        seconds: The window's length.
+        delays_us: From the gateway's answer to the subscriber in whole microseconds, in ascending order.
+        missing: Events that did not come.
+        cpu_s: What the adapter used in the window.
+    """
+
+    seconds: float
+    delays_us: list[int]
+    missing: int
+    cpu_s: float
+
+    def quantile_ms(self, share: float) -> float:
+        """Give the delay in milliseconds that a share of all events does not exceed."""
+        return quantile([(each, 1) for each in self.delays_us], share) / 1000
+
+    @property
+    def cpu_per_event_us(self) -> float:
+        """Give the adapter's CPU time per event, from the poll to the PUBACK."""
+        return self.cpu_s / len(self.delays_us) * _US
+
+
+class _Subscriber:
+    """Notes when the events of each agent come, by their number, in a thread of its own.
+
+    Attributes:
+        came_at: Monotonic seconds, by work number and the event's number.
+        seen: The agents of whom there was one.
+    """
+
+    def __init__(self) -> None:
+        self.came_at: dict[tuple[str, int], float] = {}
+        self.seen: set[str] = set()
+        self._client = Client(CallbackAPIVersion.VERSION2, "bench")
+        self._client.on_connect = lambda *_: self._client.subscribe(_TOPICS)
+        self._client.on_message = self._on_message
+
+    def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        at = time.monotonic()
+        work_no = message.topic.split("/")[1]
+        self.seen.add(work_no)
+        self.came_at.setdefault((work_no, json.loads(message.payload)[NUMBER]), at)
+
+    @contextlib.contextmanager
+    def listening(self, port: int) -> Iterator[None]:
+        """Listen while the context lasts."""
+        self._client.connect(HOST, port)
+        self._client.loop_start()
+        try:
+            yield
+        finally:
+            self._client.disconnect()
+            self._client.loop_stop()
+
+
+def measure(agents: int, seconds: float) -> Delays:
+    """Let the adapter poll agents as fast as P4 allows, each answer an event, and time what comes.
+
+    Raises:
+        BenchError: One of the processes ended, or no events come.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        arguments = ["--agents", str(agents), "--full", "--directory", str(directory)]
+        gateway = stack.enter_context(python("gateway", "bench.chaos.gateway", arguments, directory))
+        known = gateway.hear()
+        port = stack.enter_context(mosquitto(directory))
+        config = directory / "config.yaml"
+        settings = {
+            "gateway": {"url": known["url"], "ca_file": known["ca_file"], "hold": _HOLD_S},
+            "mqtt": {"url": f"mqtt://{HOST}:{port}"},
+            "agents": [{"work_no": work_no, "guid": guid} for work_no, guid in known["guids"].items()],
+        }
+        config.write_text(yaml.safe_dump(settings))
+        subscriber = _Subscriber()
+        stack.enter_context(subscriber.listening(port))
+        program = stack.enter_context(python("adapter", "adapter", ["run", "-c", str(config)], directory))
+
+        def all_seen() -> bool:
+            program.check()
+            return len(subscriber.seen) == agents
+
+        wait_until(all_seen, _START_S, "an event of each agent")
+        time.sleep(_WARM_UP_S)
+        began_at, before = time.monotonic(), program.usage()
+        time.sleep(seconds)
+        ended_at, after = time.monotonic(), program.usage()
+        time.sleep(_SETTLE_S)
+        gateway.tell(json.dumps({"do": "rest"}))
+        gateway.hear()
+        handed_out = _handed_out(directory / "ledger", began_at, ended_at)
+    delays_s = [subscriber.came_at[event] - at for event, at in handed_out.items() if event in subscriber.came_at]
+    return Delays(
+        seconds=ended_at - began_at,
+        delays_us=sorted(round(delay_s * _US) for delay_s in delays_s),
+        missing=len(handed_out) - len(delays_s),
+        cpu_s=after.cpu_s - before.cpu_s,
+    )
+
+
+def _handed_out(ledger: Path, began_at: float, ended_at: float) -> dict[tuple[str, int], float]:
+    """Read when the gateway answered with which event, in a window."""
+    rows = (Row(*json.loads(line)) for line in ledger.read_text().splitlines())
+    return {
+        (row.work_no, row.number): row.ended_at
+        for row in rows
+        if row.number is not None and row.whole and began_at <= row.ended_at < ended_at
+    }
+
+
+def main() -> int:
+    """Run the benchmark; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="bench.delay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--agents", type=int, default=200, help="how many (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="how long each time (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="how often (default %(default)s)")
+    given = parser.parse_args()
+    end_by_signal()
+    raise_file_limit()
+    try:
+        found = [measure(given.agents, given.seconds) for _ in range(given.runs)]
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    rows = [
+        [
+            str(number),
+            f"{len(run.delays_us) / run.seconds:,.0f}",
+            *(f"{run.quantile_ms(share):.1f} ms" for share in (0.5, 0.9, 0.99, 0.999, 1)),
+            f"{run.cpu_per_event_us:,.0f} µs",
+            str(run.missing),
+        ]
+        for number, run in enumerate(found, start=1)
+    ]
+    head = ["run", "events per second", "p50", "p90", "p99", "p99.9", "longest", "CPU per event", "missing"]
+    print(table(head, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
