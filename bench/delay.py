@@ -83,8 +83,11 @@ class _Subscriber:
         self.came_at: dict[tuple[str, int], float] = {}
         self.seen: set[str] = set()
         self._client = Client(CallbackAPIVersion.VERSION2, "bench")
-        self._client.on_connect = lambda *_: self._client.subscribe(_TOPICS)
+        self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
+
+    def _on_connect(self, client: Client, *_: object) -> None:
+        client.subscribe(_TOPICS)
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         at = time.monotonic()
