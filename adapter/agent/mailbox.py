@@ -1,7 +1,6 @@
 """The call data that waits for one agent's polls (C2)."""
 
 import asyncio
-from collections import deque
 
 from adapter.agent.presence import Presence
 from adapter.catalogue import SUCCESS
@@ -29,7 +28,7 @@ class Mailbox:
     def __init__(self, presence: Presence, topics: Topics) -> None:
         self._presence = presence
         self._topics = topics
-        self.waiting: deque[CommandRecord] = deque()
+        self.waiting: list[CommandRecord] = []
         self._under_way: CommandRecord | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 

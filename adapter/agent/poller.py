@@ -13,7 +13,6 @@ Rules of this file:
 
 import asyncio
 import logging
-from collections import deque
 from datetime import UTC, datetime
 
 from adapter.agent.mailbox import Mailbox
@@ -51,7 +50,7 @@ class Poller:
         self.presence = Presence(agent, session, record, shared)
         self._mailbox = Mailbox(self.presence, shared.topics)
         self._signing = Signing(session, self.presence, self._pace, self._mailbox, shared)
-        self._orders: deque[Order] = deque()
+        self._orders: list[Order] = []
         self._polls_first = False
         self._guid_file_changed = False
         self._status_tries = _STATUS_TRIES
@@ -139,7 +138,7 @@ class Poller:
             # However many orders come, a session is polled in between: the gateway ends one that is not.
             self._polls_first = True
             self._status_tries = _STATUS_TRIES
-            await self._signing.obey(self._orders.popleft())
+            await self._signing.obey(self._orders.pop(0))
         elif self._session.guid is None:
             self._status_tries = _STATUS_TRIES
             await self._signing.wait()
