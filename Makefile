@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel wheel bench bench-growth chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,12 @@ bench: $(VENV)/.development programs $(RIVALS)/go/poll $(RIVALS)/node_red/.insta
 
 bench-growth: $(VENV)/.development programs ## CPU and memory from 10 agents to 20,000; options: make bench-growth ARGS="--runs 1"
 	$(BIN)/python -m bench.growth $(ARGS)
+
+bench-small: $(VENV)/.development programs ## memory, CPU and start with ten agents; options: make bench-small ARGS="--runs 1"
+	$(BIN)/python -m bench.small $(ARGS)
+
+bench-blocked: $(VENV)/.development programs ## how late the event loop is with 5,000 agents, whatever happens; options: make bench-blocked ARGS="--agents 1000"
+	$(BIN)/python -m bench.blocked $(ARGS)
 
 $(RIVALS)/go/poll: bench/rivals/go/main.go bench/rivals/go/go.mod
 	@scripts/need go:golang-go
