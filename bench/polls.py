@@ -112,27 +112,27 @@ def measure(scale: Scale, names: Sequence[str]) -> Found:
     found: Found = {}
     for run in range(1, scale.runs + 1):
         for name in names:
-            with staged(CLIENTS[name], Setting(agents=1, hold_s=scale.hold_s), _ALONE_S) as stage:
+            with staged(CLIENTS[name], Setting(agents=1, hold_s=scale.hold_s), min(_ALONE_S, scale.hold_s)) as stage:
                 found.setdefault(("alone", name), Runs()).measured.append(stage.measure(1.0))
         for size, agents in scale.sizes.items():
             for name in names:
                 if name == OURS or (size, name) in CPU_BOUNDS:
                     runs = found.setdefault((size, name), Runs())
-                    _measure_once(runs, name, agents, scale, reload=name == OURS and size == "many")
+                    _measure_once(runs, name, agents, scale, reloaded=name == OURS and size == "many")
                     say(f"idle polls, run {run}: {name}, {agents:,} agents: {runs.cpu_per_poll_us[-1]:,.0f} µs a poll")
     return found
 
 
-def _measure_once(runs: Runs, name: str, agents: int, scale: Scale, *, reload: bool) -> None:
-    setting = Setting(agents=agents, hold_s=scale.hold_s, spare=int(reload))
+def _measure_once(runs: Runs, name: str, agents: int, scale: Scale, *, reloaded: bool) -> None:
+    setting = Setting(agents=agents, hold_s=scale.hold_s, spare=int(reloaded))
     with staged(CLIENTS[name], setting) as stage:
         runs.started_s.append(stage.started_s)
         runs.measured.append(stage.measure(scale.seconds))
-        if reload:
-            runs.reloads.append(_reload(stage))
+        if reloaded:
+            runs.reloads.append(reload(stage))
 
 
-def _reload(stage: Stage) -> Reload:
+def reload(stage: Stage) -> Reload:
     """Add the spare agent to the configuration, and see what becomes of all polls."""
     setting = stage.place.setting
     configure(stage.place, setting.agents + setting.spare)

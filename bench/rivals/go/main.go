@@ -96,12 +96,13 @@ func main() {
 	if !roots.AppendCertsFromPEM(trusted) {
 		log.Fatalf("no certificate in %s", known.CAFile)
 	}
+	// A timeout of the client's would cost a goroutine a poll; and nothing is compressed, which would only be asked for.
 	client := &http.Client{
-		Timeout: time.Duration((2**hold + 10) * float64(time.Second)),
 		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{RootCAs: roots},
-			MaxIdleConnsPerHost: len(known.GUIDs),
-			DisableCompression:  true, // nothing is compressed; it would only be asked for with each poll
+			TLSClientConfig:       &tls.Config{RootCAs: roots},
+			MaxIdleConnsPerHost:   len(known.GUIDs),
+			ResponseHeaderTimeout: time.Duration((2**hold + 10) * float64(time.Second)),
+			DisableCompression:    true,
 		},
 	}
 	place := 0
