@@ -40,6 +40,7 @@ class Fleet:
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._started = asyncio.Event()
         self._records = dict(shared.outbox.agents)
 
     def start(self, agents: Iterable[AgentConfig], *, after_kill: bool = False) -> None:
@@ -50,6 +51,7 @@ class Fleet:
             after_kill: Whether a poll of theirs may have been cut just now, which the gateway sees as one that failed.
         """
         starting = list(agents)
+        self._started.set()
         begin_s = AFTER_FAILURE_S if after_kill else 0.0
         for place, agent in enumerate(starting):
             self._start(agent, begin_s + place / len(starting) * self._shared.config.gateway.hold_s)
@@ -148,6 +150,7 @@ class Fleet:
         seen: dict[Path, int | None] | None = None
         loop = asyncio.get_running_loop()
         while True:
+            self._started.clear()
             files = {
                 poller.presence.agent.guid_file: poller
                 for poller in self.pollers.values()
@@ -159,7 +162,10 @@ class Fleet:
                 if seen is not None and (path not in seen or seen[path] != changed_at[path]):
                     poller.read_guid_file()
             seen = changed_at
-            await asyncio.sleep(_LOOK_S)
+            if files:
+                await asyncio.sleep(_LOOK_S)
+            else:  # until a reload brings one
+                await self._started.wait()
 
 
 def _changed_at(paths: list[Path]) -> dict[Path, int | None]:

@@ -61,6 +61,22 @@ async def test_agents_are_added_removed_and_changed(tmp_path: Path, shared_broke
         assert [agent["workNo"] for agent in roster] == ["101", "102", "104"]
 
 
+async def test_the_first_agent_with_a_guid_file_is_followed(tmp_path: Path, shared_broker: Broker) -> None:
+    """C7: where there was no GUID file to look at, there is one from the reload on that brings it."""
+    path = tmp_path / "guid"
+    async with (
+        staged(tmp_path, shared_broker, agents=["101", "102"]) as stage,
+        stage.running(agents=agents(stage, "101")) as adapter,
+    ):
+        await stage.polling("101")
+        rewrite(stage, adapter, agents=[*agents(stage, "101"), {"work_no": "102", "guid_file": str(path)}])
+        await adapter.app.reload()
+        await stage.wait("102/session", phase="signed_out")
+        path.write_text(stage.simulator.guid("102"))
+
+        await stage.polling("102")
+
+
 async def test_a_removed_agents_event_is_cleared_behind_its_events(tmp_path: Path, shared_broker: Broker) -> None:
     """Section 3: what it left behind goes out first, then the topic is cleared, and its row is forgotten."""
     async with (
