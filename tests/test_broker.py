@@ -25,6 +25,7 @@ from adapter.mqtt import (
     ProtocolRefusedError,
     Received,
     Refusal,
+    paho_loop,
     read_retained,
     tls_context,
 )
@@ -602,6 +603,7 @@ async def test_a_silent_broker_is_noticed_by_the_keepalive(broker: Broker) -> No
 async def test_a_broker_that_acknowledges_nothing_is_left(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """No PUBACK for too long counts as a lost connection, so that the outbox sends it again over a new one."""
     monkeypatch.setattr(mqtt_connection, "ACK_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(paho_loop, "TICK_S", (0.2, 0.2))
     async with dial(config_of(broker)) as connection:
         assert await published(connection, "a/1", b"{}") is None
         broker.send(signal.SIGSTOP)

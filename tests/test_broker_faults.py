@@ -14,6 +14,7 @@ import pytest
 from adapter import standing
 from adapter.config import Backoff
 from adapter.mqtt import connection as mqtt_connection
+from adapter.mqtt import paho_loop
 from tests.adapter_support import Running
 from tests.broker_support import Broker, Peer, mosquitto
 from tests.fault_support import emit, seqs, told, until
@@ -105,6 +106,7 @@ async def test_d2_a_broker_that_never_acknowledges(
 ) -> None:
     """D2: without PUBACK nothing leaves the outbox; it goes again, with the same `id`, over a new connection."""
     monkeypatch.setattr(mqtt_connection, "ACK_TIMEOUT_S", 0.6)
+    monkeypatch.setattr(paho_loop, "TICK_S", (0.2, 0.2))
     async with staged(tmp_path, shared_broker) as stage, behind(stage) as (proxy, adapter):
         await until(lambda: not adapter.app._link._standing.outage._suffering)
         said, before = len(told(caplog)), len(proxy.accepted)

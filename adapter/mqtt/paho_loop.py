@@ -21,8 +21,9 @@ from typing import Any
 from paho.mqtt.client import Client
 from paho.mqtt.properties import Properties
 
-TICK_S = 0.5
-"""Seconds between looks at the keepalive; small against the shortest keepalive, which is one second."""
+TICK_S = (0.5, 2.5)
+"""Seconds between looks at the keepalive: a tenth of it, but at least and at most this. Each wakes a program that may
+have nothing else to do."""
 
 TURN_S = 0.002
 """How long packets are read before everything else has its turn, however many there are: polls must not wait."""
@@ -33,7 +34,7 @@ class PahoLoop:
 
     Args:
         client: A new client, made with ``reconnect_on_failure=False``.
-        on_tick: Called every `TICK_S` seconds while the connection is open.
+        on_tick: Called every few seconds (`TICK_S`) while the connection is open.
     """
 
     def __init__(self, client: Client, on_tick: Callable[[], None]) -> None:
@@ -44,6 +45,7 @@ class PahoLoop:
         self._reading_on: asyncio.Handle | None = None
         self._pending: Callable[[], int] = _nothing_pending
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_s = 0.0
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_register_write
         client.on_socket_unregister_write = self._on_unregister_write
@@ -66,6 +68,8 @@ class PahoLoop:
             OSError: It is not there, or a handshake failed.
             ValueError: What answers is not what was expected, for example no websocket.
         """
+        least_s, most_s = TICK_S
+        self._tick_s = max(least_s, min(most_s, keepalive_s / 10))
         self._client.connect_timeout = timeout_s
         opened: asyncio.Future[None] = self._loop.create_future()
         # Not in the loop's executor: asyncio.run() waits for its threads, and a name look-up can take minutes.
@@ -104,7 +108,7 @@ class PahoLoop:
             self._fd = -1
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._timer = self._loop.call_later(self._tick_s, self._tick)
         self._on_tick()
         self._client.loop_misc()
 
