@@ -42,6 +42,9 @@ class Delays:
         """Leave out what was there before."""
         return Delays({bound_s: count - before.within[bound_s] for bound_s, count in self.within.items()})
 
+    def __add__(self, other: "Delays") -> "Delays":
+        return Delays({bound_s: count + other.within[bound_s] for bound_s, count in self.within.items()})
+
     def over(self, bound_s: float) -> int:
         """Count the delays over a bound."""
         return self.count - self.within[bound_s]
