@@ -70,7 +70,7 @@ def _drain_row(found: drain.Comparison) -> Row:
         what=f"time for the outbox to drain {found.events:,} waiting events",
         ours=f"{ours:.1f} s",
         rival=f"paho alone: {bare:.1f} s",
-        ratio=f"{found.ratio:.2f}",
+        ratio=f"{found.ratio:.3g}",
         at_most=f"{_DRAIN.at_most:g}",
         aim=f"{_DRAIN.aim:g}",
         met=found.ratio <= _DRAIN.at_most,

@@ -54,7 +54,7 @@ def compared(what: str, ours: Sequence[float], rival: tuple[str, Sequence[float]
         what=what,
         ours=f"{median(ours):,.0f} {unit}",
         rival=f"{name}: {median(theirs):,.0f} {unit}",
-        ratio=f"{ratio:.2f}",
+        ratio=f"{ratio:.3g}",
         at_most=f"{bound.at_most:g}",
         aim=f"{bound.aim:g}",
         met=ratio <= bound.at_most,

@@ -19,8 +19,8 @@ from bench.support import Program, listen, mosquitto, python, quantile, wait_unt
 
 _SHORTEST_MS, _LONGEST_MS = 200, 500
 """P4, at the gateway."""
-_START_S = 60.0
-"""What connecting all agents may take, besides the hold over which they are spread."""
+_START_S, _START_EACH_S = 60.0, 0.01
+"""What connecting all agents may take, besides the hold over which they are spread: altogether, and for each."""
 _STEP_S = 1.0
 _PUBLISHED = "$SYS/broker/messages/received"
 """All MQTT packets: from a client that only publishes with QoS 1 these are its PUBLISHes, and a few more. The broker's
@@ -239,7 +239,8 @@ def staged(client: Client, setting: Setting, settle_s: float | None = None) -> I
         place = Place(directory=directory, port=port, setting=setting, **gateway.hear())
         began_at = time.monotonic()
         program = stack.enter_context(client(place))
-        wait_until(lambda: _unseen(gateway, program) <= setting.spare, setting.hold_s + _START_S, "polls of all agents")
+        limit_s = setting.hold_s + _START_S + setting.agents * _START_EACH_S
+        wait_until(lambda: _unseen(gateway, program) <= setting.spare, limit_s, "polls of all agents")
         stage = Stage(place, gateway, program, time.monotonic() - began_at)
         stage.watch(setting.hold_s if settle_s is None else settle_s)
         yield stage

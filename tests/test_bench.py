@@ -58,6 +58,6 @@ def test_a_row_compares_medians_and_says_whether_the_bound_is_met() -> None:
     missed = compared("poll", [2.1], ("other", [4.0]), "µs", bound)
 
     assert written([met, missed]).splitlines()[2:] == [
-        "| poll | 2 µs | other: 4 µs | 0.50 | 0.5 | 0.25 | met |",
-        "| poll | 2 µs | other: 4 µs | 0.53 | 0.5 | 0.25 | not met |",
+        "| poll | 2 µs | other: 4 µs | 0.5 | 0.5 | 0.25 | met |",
+        "| poll | 2 µs | other: 4 µs | 0.525 | 0.5 | 0.25 | not met |",
     ]
