@@ -236,8 +236,12 @@ class App:
     async def _report_regularly(self) -> None:
         # By then every agent has been polled, and what now exists stays: collecting it again and again would stop
         # the loop for longer than P4 leaves room (bench/README.md).
-        await asyncio.sleep(self._config.gateway.hold_s + _FIRST_POLL_S)
-        gc.freeze()
+        gc.disable()
+        try:
+            await asyncio.sleep(self._config.gateway.hold_s + _FIRST_POLL_S)
+            gc.freeze()
+        finally:
+            gc.enable()
         while True:
             await self._report()
             await asyncio.sleep(_REPORT_S)

@@ -65,6 +65,32 @@ async def test_it_serves_an_httpx_client(tmp_path: Path) -> None:
         assert len(gateway.wires) == 1, "one connection serves both"
 
 
+async def test_the_next_connection_resumes_the_first_ones_tls_session(tmp_path: Path) -> None:
+    """Only the first of many connections costs a whole handshake, also when it has ended by then."""
+    async with Hostile(tmp_path, ok(), ok(), ok()) as gateway:
+        shared = common(ssl.create_default_context(cafile=gateway.ca_file))
+        resumed = []
+        for _ in range(3):
+            transport = Transport(httpx.URL(gateway.url), shared)
+            assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+            assert transport._wire is not None
+            assert transport._wire._tls is not None
+            resumed.append(transport._wire._tls.session_reused)
+            await transport.aclose()
+    assert resumed == [False, True, True]
+
+
+async def test_a_resumed_session_is_no_trust(tmp_path: Path) -> None:
+    """Who takes the gateway's place with a certificate of another authority is refused, session or not."""
+    (tmp_path / "other").mkdir()
+    async with Hostile(tmp_path, ok()) as gateway, Hostile(tmp_path / "other", ok()) as other:
+        shared = common(ssl.create_default_context(cafile=gateway.ca_file))
+        assert await exchange(Transport(httpx.URL(gateway.url), shared), poll_of(gateway)) == (200, EMPTY)
+        assert shared.tls_session is not None
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            await exchange(Transport(httpx.URL(other.url), shared), poll_of(other))
+
+
 @pytest.mark.parametrize(
     "script", [ok(), reset(), cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"), b"junk\r\n\r\n"]
 )
@@ -78,10 +104,8 @@ async def test_a_request_leaves_nothing_to_the_collector(tmp_path: Path, script:
             made.append(weakref.ref(self))
 
     class WatchedWire(wire.Wire):
-        def __init__(
-            self, sock: socket.socket, tls: ssl.SSLContext | None, host: str, answer: Reading, buffer: memoryview
-        ) -> None:
-            super().__init__(sock, tls, host, answer, buffer)
+        def __init__(self, sock: socket.socket, host: str | None, answer: Reading, common: Common) -> None:
+            super().__init__(sock, host, answer, common)
             made.append(weakref.ref(self))
 
     async with Hostile(tmp_path, script, script) as gateway, collector_off():

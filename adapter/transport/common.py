@@ -19,12 +19,14 @@ class Common:
     Attributes:
         tls: What TLS needs; not used where the gateway's scheme is ``http``.
         connect_timeout_s: Seconds for TCP, and again for TLS.
+        tls_session: What the next connection may resume: that saves both sides most of a handshake.
         max_body_bytes: The most that is read of a body. A little more may be given, so that the caller sees it.
         buffer: Holds what has just been read from any of them, until it is parsed.
     """
 
     def __init__(self, *, tls: ssl.SSLContext, timeout_s: float, connect_timeout_s: float, max_body_bytes: int) -> None:
         self.tls = tls
+        self.tls_session: ssl.SSLSession | None = None
         self.connect_timeout_s = connect_timeout_s
         self.max_body_bytes = max_body_bytes
         self.buffer = memoryview(bytearray(_BUFFER_BYTES))

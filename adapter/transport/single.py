@@ -47,7 +47,8 @@ class Transport(httpx.AsyncBaseTransport):
         """
         self.sending = False
         wire = self._wire
-        if wire is None or not wire.is_idle():
+        new = wire is None or not wire.is_idle()
+        if wire is None or new:
             await self.aclose()
             wire = self._wire = await self._connect()
             if not wire.is_idle():
@@ -58,6 +59,8 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             wire.send(_rendered(request))
             await over
+            if new and answer.whole:
+                self._common.tls_session = wire.new_tls_session() or self._common.tls_session
             return answer.response(request)
         finally:
             self._common.forget(answer)
@@ -78,8 +81,8 @@ class Transport(httpx.AsyncBaseTransport):
                 sock = await open_socket(to.raw_host.decode(), _port(to), common.connect_timeout_s)
                 if self._proxy is not None:
                     await self._tunnel(sock, self._proxy)
-            tls = common.tls if self._url.scheme == "https" else None
-            wire = Wire(sock, tls, self._url.raw_host.decode(), Reading(common.max_body_bytes), common.buffer)
+            host = self._url.raw_host.decode() if self._url.scheme == "https" else None
+            wire = Wire(sock, host, Reading(common.max_body_bytes), common)
         except TimeoutError as err:
             _close(sock)
             raise httpx.ConnectTimeout(f"no connection within {common.connect_timeout_s:g} s") from err

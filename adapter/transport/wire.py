@@ -4,17 +4,22 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from typing import Any
 
 import httpx
 
+from adapter.transport.common import Common
 from adapter.transport.reading import Reading
 
 
 class Wire:
     """A socket with or without TLS, watched as long as it is open.
 
-    Attributes:
+    Args:
+        sock: A connected socket.
+        host: What the certificate must be for; `None` for no TLS.
         answer: What comes over it.
+        common: What it shares with all others.
     """
 
     __slots__ = (
@@ -30,20 +35,20 @@ class Wire:
         "answer",
     )
 
-    def __init__(
-        self, sock: socket.socket, tls: ssl.SSLContext | None, host: str, answer: Reading, buffer: memoryview
-    ) -> None:
+    def __init__(self, sock: socket.socket, host: str | None, answer: Reading, common: Common) -> None:
         self.answer = answer
         self._idle = True
         self._unsent = b""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._buffer = buffer
+        self._buffer = common.buffer
         self._tls: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        if tls is not None:
+        if host is not None:
             # In memory: the loop's own TLS keeps 256 KB for each connection.
-            self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+            self._tls = common.tls.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=host, session=common.tls_session
+            )
 
     async def handshake(self) -> None:
         """Shake hands, where there is TLS, and begin to watch the socket.
@@ -78,6 +83,13 @@ class Wire:
             self._idle = True
         else:
             self.close()
+
+    def new_tls_session(self) -> ssl.SSLSession | None:
+        """Give what other connections can resume, when an answer has come over this one; `None` where it has done so.
+
+        Giving it costs a third of a handshake, so the one that all resume is given once.
+        """
+        return None if self._tls is None or self._tls.session_reused else self._tls.session
 
     def is_idle(self) -> bool:
         """Say whether a request may be sent: the last answer is over, and nothing came or ended since."""
@@ -200,10 +212,7 @@ class Wire:
 async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:
     """Connect to the first address of a host that answers; none may take all the time."""
     loop = asyncio.get_running_loop()
-    try:
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as err:
-        raise OSError("no name that can be looked up") from err
+    addresses = await _look_up(host, port)
     error: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in addresses:
         try:
@@ -231,6 +240,15 @@ async def open_socket(host: str, port: int, timeout_s: float) -> socket.socket:
         raise error
     finally:
         del error  # whose traceback refers to this frame
+
+
+async def _look_up(host: str, port: int) -> list[Any]:
+    try:  # an address, which needs nobody to be asked, and no thread to wait for that
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as err:
+        raise OSError("no name that can be looked up") from err
 
 
 def _explain(err: Exception) -> str:
