@@ -102,8 +102,7 @@ class Line:
     """
 
     def __init__(self, config: GatewayConfig, transport: Transport, work_no: str, cookies: Mapping[str, str]) -> None:
-        # Parsed once: that takes httpx longer than the rest of a request.
-        self._poll_url = httpx.URL(f"{config.url}/resource/agentevent/{work_no}")
+        self._poll_url = f"{config.url}/resource/agentevent/{work_no}"
         self._agent_url = f"{config.url}/resource/onlineagent/{work_no}"
         self._transport = transport
         self._status: int | None = None
@@ -130,16 +129,16 @@ class Line:
 
     async def sign_in(self, body: Mapping[str, str], *, force: bool) -> Reply:
         """Sign the agent in; with `force` away from wherever it is signed in. Raises as `poll`."""
-        url = httpx.URL(self._agent_url + ("/forcelogin" if force else ""))
+        url = self._agent_url + ("/forcelogin" if force else "")
         return await self._request(self._make("PUT", url, None, json.dumps(dict(body)).encode()))
 
     async def sign_out(self, guid: str) -> Reply:
         """Sign the agent out; refused during a call. Raises as `poll`."""
-        return await self._request(self._make("DELETE", httpx.URL(f"{self._agent_url}/logout"), guid))
+        return await self._request(self._make("DELETE", f"{self._agent_url}/logout", guid))
 
     async def agent_status(self, guid: str) -> Reply:
         """Ask for the agent's state; unlike ``syncagentinfo`` this leaves the event queue alone. Raises as `poll`."""
-        return await self._request(self._make("GET", httpx.URL(f"{self._agent_url}/agentstatus"), guid))
+        return await self._request(self._make("GET", f"{self._agent_url}/agentstatus", guid))
 
     async def close(self) -> None:
         """Close the connection; a later request makes a new one."""
@@ -148,13 +147,12 @@ class Line:
     def _poll_request(self, guid: str, call_data: str | None) -> httpx.Request:
         """Make the request of a poll; the usual one is the last one again."""
         if call_data is not None:
-            url = httpx.URL(f"{self._poll_url}?calldata={quote(call_data, safe='')}")
-            return self._make("GET", url, guid)
+            return self._make("GET", f"{self._poll_url}?calldata={quote(call_data, safe='')}", guid)
         if self._usual is None or self._usual_guid != guid:
             self._usual, self._usual_guid = self._make("GET", self._poll_url, guid), guid
         return self._usual
 
-    def _make(self, method: str, url: httpx.URL, guid: str | None, body: bytes | None = None) -> httpx.Request:
+    def _make(self, method: str, url: str, guid: str | None, body: bytes | None = None) -> httpx.Request:
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
             "Accept-Encoding": "identity",

@@ -25,6 +25,7 @@ class Wire:
     __slots__ = (
         "__weakref__",
         "_buffer",
+        "_fd",
         "_idle",
         "_incoming",
         "_loop",
@@ -41,6 +42,7 @@ class Wire:
         self._unsent = b""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._fd = sock.fileno()
         self._buffer = common.buffer
         self._tls: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -61,7 +63,7 @@ class Wire:
                 await self._shake_hands(self._tls)
             except OSError as err:
                 raise httpx.ConnectError(_explain(err)) from err
-        self._loop.add_reader(self._sock, self._readable)
+        self._loop.add_reader(self._fd, self._readable)
 
     def send(self, request: bytes) -> None:
         """Send a request, in the background what the socket does not take at once; what comes now is its answer.
@@ -101,8 +103,8 @@ class Wire:
         """Close the socket; again does nothing."""
         self._idle = False
         if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
             self._sock.close()
             self.answer.close()
 
@@ -136,9 +138,9 @@ class Wire:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self._loop.add_writer(self._sock, self._writable)
+            self._loop.add_writer(self._fd, self._writable)
         elif self._unsent:
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_writer(self._fd)
         self._unsent = data[sent:]
 
     def _writable(self) -> None:
@@ -162,8 +164,8 @@ class Wire:
     def _end(self, error: httpx.TransportError, *, in_order: bool = False) -> None:
         self._idle = False
         if self.answer.expected:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
             self.answer.end(error, in_order=in_order)
         else:
             self.close()  # the next request may be hours away
