@@ -17,6 +17,7 @@ FLOORS = (
     (
         "store.sql",
         "store.lock",
+        "store.worker",
         "store.newest",
         "store.file",
         "store.rows",

@@ -272,6 +272,21 @@ async def test_the_newest_event_stays_stored(tmp_path: Path) -> None:
         assert slot.payload == b"4"
 
 
+async def test_an_acknowledgment_counts_by_its_moment(tmp_path: Path) -> None:
+    """D4a: what a broker took over before the line is drawn it may lose, however late that comes to the disk."""
+    async with open_outbox(tmp_path / "o.db", 64) as outbox:
+        await outbox.commit(retained_event("event"))
+        await outbox.commit(Change(slots={"agents/101/state": b"state"}))
+        for slot in take_slots(outbox):
+            outbox.acknowledge_slot(slot)
+        for entry in await outbox.next(10):
+            outbox.acknowledge(entry.row)
+
+        await outbox.offer_again(outbox.marks_since(None, outbox.draw_line()), "", 10)
+
+        assert [slot.payload for slot in take_slots(outbox)] == [b"event", b"state"]
+
+
 @pytest.mark.parametrize("taken", ["before", "between", "after"])
 async def test_what_waits_in_line_is_newer(tmp_path: Path, taken: str) -> None:
     """D4a, D2: an event that is offered again never goes out behind a newer one of its topic, which ends up stored."""

@@ -118,7 +118,7 @@ async def test_what_comes_while_the_writer_is_busy_is_one_transaction(
     run = Database.run
 
     def slow_run(self: Database, works: list[Callable[[Database], object]]) -> list[object]:
-        batches.append(len(works) - 1)
+        batches.append(len(works))
         gate.wait(DEADLINE_S)
         return run(self, works)
 
@@ -145,6 +145,42 @@ async def test_acknowledged_entries_are_deleted_and_others_stay(outbox: Outbox, 
 
     assert outbox.in_hand == 2
     assert rows(path, "SELECT payload FROM entry ORDER BY row") == [(b"one",), (b"three",)]
+
+
+async def test_a_deletion_shares_the_transaction_of_what_is_stored_next(outbox: Outbox) -> None:
+    """An fsync for both: what the broker has acknowledged is off the disk once the next change is on it."""
+    await outbox.commit(change("one"))
+    (entry,) = await take_all(outbox)
+    outbox.acknowledge(entry.row)
+
+    await outbox.commit(change("two"))
+
+    assert (outbox.depth, outbox.in_hand) == (1, 0)
+
+
+async def test_the_end_does_not_forget_what_the_broker_has_acknowledged(path: Path) -> None:
+    """D3: a deletion that waits for company is on disk when the outbox is closed."""
+    async with open_outbox(path, 64) as first:
+        await first.commit(change("one", "two"))
+        await first.commit(Change(slots={"a": b"v"}))
+        for entry in await take_all(first):
+            first.acknowledge(entry.row)
+        for slot in _slots(first):
+            first.acknowledge_slot(slot)
+    async with open_outbox(path, 64) as second:
+        assert second.depth == 0
+        assert _slots(second) == []
+
+
+async def test_a_rewind_reads_a_backlog_again(path: Path) -> None:
+    """D2: what was read of it and not given out yet comes in its place."""
+    async with open_outbox(path, 64) as first:
+        await first.commit(change(*map(str, range(6))))
+    async with open_outbox(path, 64) as second:
+        assert texts(await second.next(2)) == ["0", "1"]
+        second.rewind()
+        assert texts(await second.next(3)) == ["0", "1", "2"]
+        assert texts(await take_all(second)) == ["3", "4", "5"]
 
 
 async def test_a_rewind_begins_again_with_what_is_not_acknowledged(outbox: Outbox) -> None:

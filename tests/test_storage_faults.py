@@ -267,7 +267,7 @@ def test_d4_the_log_begins_anew_where_it_cannot_grow(tmp_path: Path) -> None:
         "    for row in range(1, 501):\n"
         "        change = Change(outgoing=[Outgoing(topic='t', payload=b'x' * 3000)])\n"
         "        store = partial(Database.store, change=change, rows=range(row, row + 1))\n"
-        "        gone = Removals(rows=(row - 1,), kept=(), slots=(), mark=0)\n"
+        "        gone = Removals(rows=(row - 1,), kept=(), slots=())\n"
         "        try:\n"
         "            database.run([partial(Database.forget_acknowledged, removals=gone), store])\n"
         "        except StorageFullError:\n"

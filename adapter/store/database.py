@@ -250,16 +250,16 @@ class Database:
 
     def forget_acknowledged(self, removals: Removals) -> int:
         """Remove entries that the broker has, but keep what is retained; give how many entries were still there."""
-        execute, execute_many = self._connection.execute, self._connection.executemany
-        values = [value for row in removals.kept for value in execute(sql.ENTRY_VALUE, (row,))]
+        execute_many = self._connection.executemany
         # First what makes room: in a full database nothing else would go through.
         count = execute_many(sql.REMOVE_ENTRY, [(row,) for row in removals.rows]).rowcount
-        if values:
+        if removals.kept:
+            kept = [(mark, entry.message.topic, entry.message.payload) for mark, entry in removals.kept]
             # They may leave fewer pages than what is kept of them begins. For that the file may grow beyond its limit,
             # by what the agents' newest events take at most: a full one would be full for good otherwise.
             with beyond_limit(self._connection, self._max_mb):
-                execute_many(sql.KEEP_RETAINED, [(*value, removals.mark) for value in values])
-        execute_many(sql.SLOT_ACKED, [(removals.mark, slot.topic, slot.payload) for slot in removals.slots])
+                execute_many(sql.KEEP_RETAINED, kept)
+        execute_many(sql.SLOT_ACKED, [(mark, slot.topic, slot.payload) for mark, slot in removals.slots])
         return count
 
     def offer_again(self, marks: range, after: str, limit: int) -> list[tuple[str, bytes]]:

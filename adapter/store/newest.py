@@ -17,13 +17,13 @@ class Newest:
         waiting: What no broker has acknowledged yet.
 
     Attributes:
-        acknowledged: What the broker has and the disk does not know of yet.
+        acknowledged: What the broker has and the disk does not know of yet, each with the mark of its acknowledgment.
     """
 
     def __init__(self, waiting: Mapping[str, bytes]) -> None:
         self._waiting = dict(waiting)
         self._sent: dict[str, Slot] = {}
-        self.acknowledged: dict[str, Slot] = {}
+        self.acknowledged: dict[str, tuple[int, Slot]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sent)
@@ -56,17 +56,18 @@ class Newest:
         self.acknowledged.pop(topic, None)
         return slot
 
-    def accepted(self, slot: Slot) -> None:
+    def accepted(self, slot: Slot, mark: int) -> None:
         """Note that the broker has it."""
         if self._sent.get(slot.topic) is slot:
             del self._sent[slot.topic]
-            self.acknowledged[slot.topic] = slot
+            self.acknowledged[slot.topic] = (mark, slot)
 
-    def remembered(self, slots: Iterable[Slot]) -> None:
+    def remembered(self, slots: Iterable[tuple[int, Slot]]) -> None:
         """Note that the disk knows of acknowledgments."""
-        for slot in slots:
-            if self.acknowledged.get(slot.topic) is slot:
-                del self.acknowledged[slot.topic]
+        for each in slots:
+            topic = each[1].topic
+            if self.acknowledged.get(topic) is each:
+                del self.acknowledged[topic]
 
     def refused(self, slot: Slot) -> None:
         """Note that the broker does not take it: it is offered again after the next start."""

@@ -18,7 +18,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,16 @@ from adapter.errors import StorageDamagedError, StorageFullError
 from adapter.store.database import Database
 from adapter.store.newest import Newest
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot, Survivors
+from adapter.store.worker import Worker
 from adapter.store.writer import Writer
 
 _log = logging.getLogger(__name__)
 
 _FRESH = 2000
 """How many unsent entries are kept in memory besides the disk: some seconds of a busy centre, a few MB."""
+
+_PAGE = 500
+"""How many entries of a backlog are read at once, for the publisher to take a few at a time: some 500 KB."""
 
 _FORGET_AT_ONCE = 1000
 """How many commands are forgotten in one transaction: some milliseconds."""
@@ -56,14 +59,15 @@ class Outbox:
         depth: Entries that wait, those in flight included.
     """
 
-    def __init__(self, database: Database, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, database: Database, worker: Worker) -> None:
         self._lock = database.lock
         self.after_kill = database.lock.after_kill
-        self._writer = Writer(database, thread, self._removals, self._off_the_disk, self._survivors)
+        self._writer = Writer(database, worker, self._removals, self._off_the_disk, self._survivors)
         self._insisting: set[asyncio.Task[None]] = set()
-        self._acknowledged: set[int] = set()
+        self._acknowledged: dict[int, int] = {}  # the mark of each
         self._reserved_row = database.last_row
         self._cursor = 0
+        self._page: deque[Entry] = deque()
         self._fresh: deque[Entry] = deque()
         self._fresh_follows = database.last_row
         self._newest = Newest(database.waiting_slots())
@@ -183,6 +187,7 @@ class Outbox:
     def rewind(self) -> None:
         """Begin the line again at its oldest entry: what was in flight on a lost connection goes again, in order."""
         self._cursor = 0
+        self._page.clear()
         self._in_hand = {row: self._in_hand[row] for row in self._acknowledged}
         self._newest.rewind()
         self.changed.set()
@@ -197,19 +202,18 @@ class Outbox:
         Raises:
             StorageError: The file cannot be read.
         """
-        entries: list[Entry] = []
-        while not entries and self._cursor < self._fresh_follows:
+        while not self._page and self._cursor < self._fresh_follows:
             after, upto = self._cursor, self._fresh_follows
             try:
-                read = await self._writer.read(partial(Database.entries, after=after, upto=upto, limit=limit))
+                read = await self._writer.read(partial(Database.entries, after=after, upto=upto, limit=_PAGE))
             except StorageDamagedError:
                 read = []  # what is not in memory is set aside with the file (D6)
-            self._cursor = read[-1].row if len(read) == limit else upto
-            entries = [entry for entry in read if entry.row not in self._acknowledged]
-        if not entries:
-            entries = [self._fresh.popleft() for _ in range(min(limit, len(self._fresh)))]
-            if entries:
-                self._cursor = self._fresh_follows = entries[-1].row
+            self._cursor = read[-1].row if len(read) == _PAGE else upto
+            self._page.extend(entry for entry in read if entry.row not in self._acknowledged)
+        source = self._page or self._fresh
+        entries = [source.popleft() for _ in range(min(limit, len(source)))]
+        if entries and source is self._fresh:
+            self._cursor = self._fresh_follows = entries[-1].row
         for entry in entries:
             self._in_hand[entry.row] = entry
             if entry.message.retain:
@@ -218,13 +222,13 @@ class Outbox:
 
     def acknowledge(self, row: int) -> None:
         """Remove an entry that the broker has acknowledged."""
-        self._acknowledged.add(row)
-        self._writer.start()
+        self._acknowledged[row] = self._mark
+        self._writer.acknowledged(self._owed())
 
     def acknowledge_slot(self, slot: Slot) -> None:
         """Note that the broker has a newest value."""
-        self._newest.accepted(slot)
-        self._writer.start()
+        self._newest.accepted(slot, self._mark)
+        self._writer.acknowledged(self._owed())
 
     def refuse_slot(self, slot: Slot) -> None:
         """Note that the broker does not take a newest value."""
@@ -311,9 +315,14 @@ class Outbox:
 
     async def flushed(self) -> None:
         """Wait until the line is empty and no newest value waits."""
-        while self.depth or self._newest or self._newest.acknowledged:
-            self._removed.clear()
-            await self._removed.wait()
+        self._writer.eager = True
+        self._writer.start()
+        try:
+            while self.depth or self._newest or self._newest.acknowledged:
+                self._removed.clear()
+                await self._removed.wait()
+        finally:
+            self._writer.eager = False
 
     async def close(self) -> None:
         """Wait until all that was handed in is written, or cannot be."""
@@ -337,29 +346,35 @@ class Outbox:
 
     # What the broker has acknowledged, for the writer.
 
+    def _owed(self) -> int:
+        return len(self._acknowledged) + len(self._newest.acknowledged)
+
     def _removals(self) -> Removals:
         rows = tuple(sorted(self._acknowledged))
-        newest = {entry.message.topic: row for row in rows if (entry := self._in_hand[row]).message.retain}
-        slots = tuple(self._newest.acknowledged.values())
-        return Removals(rows=rows, kept=tuple(newest.values()), slots=slots, mark=self._mark)
+        newest: dict[str, tuple[int, Entry]] = {}
+        for row in rows:
+            entry = self._in_hand[row]
+            if entry.message.retain:
+                newest[entry.message.topic] = (self._acknowledged[row], entry)
+        return Removals(rows=rows, kept=tuple(newest.values()), slots=tuple(self._newest.acknowledged.values()))
 
-    def _off_the_disk(self, removals: Removals, count: int) -> None:
+    def _off_the_disk(self, removals: Removals, count: int) -> int:
         self.depth -= count
-        self._acknowledged.difference_update(removals.rows)
         for row in removals.rows:
+            self._acknowledged.pop(row, None)
             self._in_hand.pop(row, None)
         self._newest.remembered(removals.slots)
         self._removed.set()
-        if removals:
-            self.unmarked.set()
+        self.unmarked.set()
         if removals.rows:
             self.changed.set()
+        return self._owed()
 
     # What survives the damage of the file (D6).
 
     def _survivors(self) -> Survivors:
         in_hand = [entry for row, entry in sorted(self._in_hand.items()) if row not in self._acknowledged]
-        entries = (*in_hand, *self._fresh)
+        entries = (*in_hand, *self._page, *self._fresh)
         lost = self.depth - len(self._acknowledged) - len(entries)
         if lost > 0:
             _log.error("storage: %d messages that waited for the broker are in the damaged file alone", lost)
@@ -376,10 +391,9 @@ async def open_outbox(path: Path, max_mb: int) -> AsyncIterator[Outbox]:
         StorageInUseError: Another process has it (D5).
         StorageError: It cannot be opened.
     """
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox") as thread:
-        database = await loop.run_in_executor(thread, Database, path, max_mb)
-        outbox = Outbox(database, thread)
+    with Worker("outbox") as worker:
+        database = await worker.ask(partial(Database, path, max_mb))
+        outbox = Outbox(database, worker)
         try:
             yield outbox
         finally:

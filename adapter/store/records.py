@@ -137,15 +137,15 @@ class Removals:
 
     Attributes:
         rows: Entries, by their places.
-        kept: Those of `rows` that are the newest on a retained topic: the broker may need them again (D4a).
+        kept: Those of them that are the newest on a retained topic: the broker may need them again (D4a).
         slots: Newest values as they were sent; the disk may hold a newer one by now.
-        mark: The counter of this moment: no mark beyond it has been sent yet (D4a).
+
+    Both come with the counter of the moment of their acknowledgment: no mark beyond it had been sent then (D4a).
     """
 
     rows: tuple[int, ...]
-    kept: tuple[int, ...]
-    slots: tuple[Slot, ...]
-    mark: int
+    kept: tuple[tuple[int, Entry], ...]
+    slots: tuple[tuple[int, Slot], ...]
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.slots)

@@ -16,8 +16,8 @@ _COMMAND_COLUMNS = tuple(field.name for field in fields(CommandRecord))
 
 def agent_row(agent: AgentRecord) -> tuple[Any, ...]:
     """Write an agent."""
-    members = {name: getattr(agent, name) for name in _AGENT_COLUMNS}
-    return tuple((members | {"cookies": json.dumps(agent.cookies)}).values())
+    cookies = json.dumps(agent.cookies) if agent.cookies else "[]"
+    return (agent.work_no, agent.guid, agent.guid_origin, cookies, agent.seq, agent.state, agent.own, agent.stay_out)
 
 
 def agent_of(row: tuple[Any, ...]) -> AgentRecord:

@@ -1,4 +1,8 @@
-"""Every SQL statement of the program; only `database` executes them."""
+"""Every SQL statement of the program; only `database` executes them.
+
+What there is one of for each topic or agent is updated where it lies: ``INSERT OR REPLACE`` would delete the row and
+insert another, which writes twice as many pages.
+"""
 
 SCHEMA_VERSION = 1
 UNREADABLE_KEPT = 1000
@@ -37,11 +41,16 @@ CREATE TABLE aside (number INTEGER PRIMARY KEY, at REAL NOT NULL, topic TEXT NOT
 ADD_ENTRY = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)"
 ENTRIES_BETWEEN = "SELECT * FROM entry WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
 REMOVE_ENTRY = "DELETE FROM entry WHERE row = ?"
-SET_SLOT = "INSERT OR REPLACE INTO slot VALUES (?, ?, NULL)"
+SET_SLOT = """
+INSERT INTO slot VALUES (?, ?, NULL)
+ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = NULL
+"""
 SLOT_ACKED = "UPDATE slot SET acked = ? WHERE topic = ? AND payload = ?"
 SLOT_WAITS = "UPDATE slot SET acked = NULL WHERE topic = ?"
-ENTRY_VALUE = "SELECT topic, payload FROM entry WHERE row = ?"
-KEEP_RETAINED = "INSERT OR REPLACE INTO slot VALUES (?, ?, ?)"
+KEEP_RETAINED = """
+INSERT INTO slot (acked, topic, payload) VALUES (?, ?, ?)
+ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = excluded.acked
+"""
 ACKED_BETWEEN = "SELECT topic, payload FROM slot WHERE acked BETWEEN ? AND ? AND topic > ? ORDER BY topic LIMIT ?"
 DROP_CLEARED = "DELETE FROM slot WHERE payload = x'' AND acked < ?"
 WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
@@ -60,7 +69,12 @@ TRIM_UNREADABLE = f"DELETE FROM unreadable WHERE number <= (SELECT max(number) F
 TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - {ASIDE_KEPT}"  # noqa: S608 - our own number
 SET_ASIDE = "INSERT INTO aside (at, topic, reason, payload) VALUES (?, ?, ?, ?)"
 DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
-SAVE_AGENT = "INSERT OR REPLACE INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+SAVE_AGENT = """
+INSERT INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (work_no) DO UPDATE SET
+  guid = excluded.guid, guid_origin = excluded.guid_origin, cookies = excluded.cookies, seq = excluded.seq,
+  state = excluded.state, own = excluded.own, stay_out = excluded.stay_out
+"""
 FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
 AGENTS = "SELECT * FROM agent"
 SLOT_TOPICS = "SELECT topic FROM slot WHERE payload != x''"
