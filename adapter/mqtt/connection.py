@@ -129,9 +129,10 @@ class Connection:
         self._acks: dict[int, OnAck] = {}
         self._oldest = (0, 0.0)
         self._held: deque[tuple[Message, OnAck]] = deque()
+        self._came: deque[tuple[OnAck, Refusal | None]] = deque()
         self._unacknowledged: dict[int, Received] = {}
         self._client = self._new_client(client_id, will, tls)
-        self._line = PahoLoop(self._client, self._look_for_silence)
+        self._line = PahoLoop(self._client, self._look_for_silence, self._hand_on)
 
     async def __aenter__(self) -> Self:
         try:
@@ -346,10 +347,18 @@ class Connection:
         if on_ack is None:  # paho tells of QoS 0 here too, when it is written
             return
         self.acknowledged += 1
-        self._loop.call_soon(on_ack, parse_refusal(reason))
-        self._answered.set()
+        self._came.append((on_ack, parse_refusal(reason)))
+
+    def _hand_on(self) -> None:
+        """Go on after what was read: not from within paho's callbacks, which hold its locks."""
+        if not self._came:
+            return
         while self._held and self._has_room():
             self._send(*self._held.popleft())
+        while self._came:
+            on_ack, refusal = self._came.popleft()
+            on_ack(refusal)
+        self._answered.set()
 
     def _on_subscribe(self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _: object) -> None:
         suback = self._subacks.get(mid)

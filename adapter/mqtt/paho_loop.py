@@ -9,6 +9,7 @@ Rules of this file:
 2. Whatever blocks (name look-up, TCP, TLS and websocket handshakes) runs in a thread that nobody has to wait for.
    Everything else, every callback included, runs on the event loop's thread.
 3. A client serves one connection. paho would send again what was not acknowledged; that is the outbox's part.
+4. What is published in one turn of the event loop goes out together after it, and what has come is handed on together.
 """
 
 import asyncio
@@ -28,6 +29,13 @@ have nothing else to do."""
 TURN_S = 0.002
 """How long packets are read before everything else has its turn, however many there are: polls must not wait."""
 
+_CORK: int | None = getattr(socket, "TCP_CORK", None)
+"""Holds back what is sent until it is taken out, so that packets which paho sends one by one are one piece on the way.
+
+Source:
+    tcp(7), "TCP_CORK": Linux alone has it.
+"""
+
 
 class PahoLoop:
     """Drives one paho client; set the client's other callbacks before `connect`.
@@ -35,20 +43,24 @@ class PahoLoop:
     Args:
         client: A new client, made with ``reconnect_on_failure=False``.
         on_tick: Called every few seconds (`TICK_S`) while the connection is open.
+        on_read: Called when packets were read, after the callbacks for them.
     """
 
-    def __init__(self, client: Client, on_tick: Callable[[], None]) -> None:
+    def __init__(self, client: Client, on_tick: Callable[[], None], on_read: Callable[[], None]) -> None:
         self._client = client
         self._on_tick = on_tick
+        self._on_read = on_read
         self._loop = asyncio.get_running_loop()
         self._fd = -1
+        self._tcp: socket.socket | None = None
+        self._congested = False
+        self._writing: asyncio.Handle | None = None
         self._reading_on: asyncio.Handle | None = None
         self._pending: Callable[[], int] = _nothing_pending
         self._timer: asyncio.TimerHandle | None = None
         self._tick_s = 0.0
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_register_write
-        client.on_socket_unregister_write = self._on_unregister_write
 
     async def connect(
         self, host: str, port: int, keepalive_s: int, timeout_s: float, properties: Properties | None = None
@@ -93,8 +105,12 @@ class PahoLoop:
             _repair_websocket(sock)
         self._pending = getattr(sock, "pending", _nothing_pending)
         self._fd = sock.fileno()
+        if isinstance(sock, socket.socket):
+            # Or a message waits until the broker's system has confirmed the one before, which it takes its time for.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._tcp = sock
         self._loop.add_reader(self._fd, self._read)
-        self._loop.add_writer(self._fd, self._client.loop_write)  # CONNECT waits to be written
+        self._write()  # CONNECT waits to be written
         self._tick()
 
     def _detach(self) -> None:
@@ -102,10 +118,13 @@ class PahoLoop:
             self._timer.cancel()
         if self._reading_on is not None:
             self._reading_on.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._fd = -1
+            self._tcp = None
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
@@ -118,6 +137,7 @@ class PahoLoop:
             self._reading_on = None
         ends_at = self._loop.time() + TURN_S
         self._client.loop_read()
+        self._on_read()
         # One TLS record can hold many packets. Once it is decrypted the socket no longer counts as readable,
         # so the rest would lie until the broker sends something more.
         while self._fd >= 0 and self._pending():
@@ -125,17 +145,31 @@ class PahoLoop:
                 self._reading_on = self._loop.call_soon(self._read)
                 return
             self._client.loop_read()
+            self._on_read()
+
+    def _write(self) -> None:
+        """Write what waits, and go on once there is room where not all of it found some."""
+        self._writing = None
+        tcp = self._tcp
+        if tcp is not None and _CORK is not None:
+            tcp.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
+        self._client.loop_write()
+        if self._tcp is not None and _CORK is not None:  # else that has ended the connection
+            self._tcp.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
+        if self._fd >= 0 and self._congested != self._client.want_write():
+            self._congested = not self._congested
+            if self._congested:
+                self._loop.add_writer(self._fd, self._write)
+            else:
+                self._loop.remove_writer(self._fd)
 
     def _on_socket_close(self, _client: Client, _userdata: object, _sock: object) -> None:
         self._detach()
 
     def _on_register_write(self, _client: Client, _userdata: object, _sock: object) -> None:
-        if self._fd >= 0:  # else connect's thread has just put CONNECT in line
-            self._loop.add_writer(self._fd, self._client.loop_write)
-
-    def _on_unregister_write(self, _client: Client, _userdata: object, _sock: object) -> None:
-        if self._fd >= 0:
-            self._loop.remove_writer(self._fd)
+        # In connect's thread, where CONNECT is put in line, there is no descriptor yet.
+        if self._fd >= 0 and self._writing is None and not self._congested:
+            self._writing = self._loop.call_soon(self._write)
 
 
 def _connect_blocking(  # noqa: PLR0913, PLR0917 - what a thread is given
