@@ -14,7 +14,7 @@ from bench.clients import adapter
 from bench.polls import Runs
 from bench.report import spread
 from bench.stage import Setting, staged
-from bench.support import exit_code, quantile, say, table
+from bench.support import BenchError, exit_code, quantile, say, table
 
 _SIZES = (10, 100, 1000, 5000, 10_000, 20_000)
 _COMPARED = 1000
@@ -31,17 +31,27 @@ def _measure(agents: int, hold_s: float, seconds: float, settle_s: float | None)
 
 
 def run(sizes: Sequence[int], runs: int, hold_s: float, seconds: float) -> bool:
-    """Measure all sizes and print the table; give whether the adapter kept to the interface document."""
+    """Measure all sizes and print the table; give whether all could be, and the adapter kept to the interface document.
+
+    A size which cannot be measured is left out from then on.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES
     alone = Runs()
+    failed: list[str] = []
     found = {min(agents, limit): Runs() for agents in sizes}
     for number in range(1, runs + 1):
         alone.add(_measure(1, hold_s, 1.0, _ALONE_S))
-        for agents, measured in found.items():
-            measured.add(_measure(agents, hold_s, seconds, None))
-            say(f"run {number}: {agents:,} agents: {measured.cpu_per_poll_us[-1]:,.0f} µs a poll")
-    print(table(_HEAD, [_line(agents, measured, alone) for agents, measured in found.items()]))
-    largest = max(found)
+        for agents in list(found):
+            try:
+                found[agents].add(_measure(agents, hold_s, seconds, None))
+            except BenchError as error:
+                del found[agents]
+                failed.append(f"{agents:,} agents: {error}")
+                say(failed[-1])
+            else:
+                say(f"run {number}: {agents:,} agents: {found[agents].cpu_per_poll_us[-1]:,.0f} µs a poll")
+    print("\n\n".join([table(_HEAD, [_line(agents, runs, alone) for agents, runs in found.items()]), *failed]))
+    largest = max(found, default=0)
     if _COMPARED in found and largest > _COMPARED:
         for what, values in (
             ("CPU per poll", {agents: measured.cpu_per_poll_us for agents, measured in found.items()}),
@@ -50,7 +60,7 @@ def run(sizes: Sequence[int], runs: int, hold_s: float, seconds: float) -> bool:
             ratio = median(values[largest]) / median(values[_COMPARED])
             verdict = "met" if ratio <= _AT_MOST else "not met"
             print(f"\n{what}, {largest:,} agents to {_COMPARED:,}: {ratio:.2f}, at most {_AT_MOST:g}: {verdict}")
-    return not any(measured.violations() for measured in found.values())
+    return not failed and not any(measured.violations() for measured in found.values())
 
 
 def _line(agents: int, runs: Runs, alone: Runs) -> list[str]:
