@@ -477,6 +477,24 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
         await stage.simulator.wait_for(lambda: not adapter.app._outbox.depth)
 
 
+async def test_d6_what_was_read_of_a_backlog_goes_into_the_new_file(tmp_path: Path) -> None:
+    """D6: a backlog is read some way ahead; what of it waits in memory is as safe afterwards as what comes."""
+    waiting = [Outgoing(topic="t", payload=bytes([number])) for number in range(6)]
+    async with open_outbox(tmp_path / "outbox.db", 64) as outbox:
+        await outbox.commit(Change(outgoing=waiting))
+    async with open_outbox(tmp_path / "outbox.db", 64) as outbox:
+        assert len(await outbox.next(2)) == 2
+        overwrite(tmp_path)
+        await forget_pages(outbox)
+
+        await outbox.commit(Change(outgoing=[Outgoing(topic="t", payload=b"new")]))
+
+        assert outbox.depth == 7
+    with Database(tmp_path / "outbox.db", 64) as database:
+        found = [entry.message.payload for entry in database.entries(0, 100, 100)]
+    assert found == [*(message.payload for message in waiting), b"new"]
+
+
 async def test_d2_a_log_cut_short_keeps_what_was_committed_before(tmp_path: Path, broker: Broker) -> None:
     """D1, D2: killed with megabytes in the write-ahead log, and that cut or changed: all before that place is there.
 
