@@ -33,7 +33,13 @@ from adapter.mark import Mark
 from adapter.metrics import Counters
 from adapter.mqtt import ProtocolName, Received
 from adapter.outage import Outage
-from adapter.preparation import make_mask, raise_file_limit, unwrapped_task_group, warn_of_the_unverified
+from adapter.preparation import (
+    favour_the_event_loop,
+    make_mask,
+    raise_file_limit,
+    unwrapped_task_group,
+    warn_of_the_unverified,
+)
 from adapter.privacy import Mask
 from adapter.store.outbox import Outbox, open_outbox
 from adapter.topics import Topics
@@ -324,6 +330,7 @@ async def run(
         StartError: It cannot run as configured.
     """
     raise_file_limit(len(config.agents))
+    favour_the_event_loop()
     warn_of_the_unverified(config)
     async with open_outbox(config.storage.path, config.storage.max_mb) as outbox:
         app = App(config, outbox, await make_mask(config.privacy, outbox), timing or Timing())
