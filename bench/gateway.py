@@ -14,6 +14,7 @@ a fraction of the memory, so that it carries more agents than its clients do.
 import argparse
 import asyncio
 import dataclasses
+import gc
 import itertools
 import json
 import sys
@@ -85,6 +86,7 @@ async def _serve(simulator: Simulator, work_nos: list[str], ledger: _Ledger, eve
             case "status":
                 answer = {"unseen": len(unseen)}
             case "begin":
+                gc.freeze()  # looking through thousands of agents again would stop them all, and count as their pauses
                 simulator.all_pauses = Pauses()
                 ledger.ends.clear()
                 polls = simulator.poll_count
