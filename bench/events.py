@@ -10,12 +10,14 @@ from statistics import median
 from bench.clients import CLIENTS, NODE_RED, OURS
 from bench.report import Bound, Row, compared, spread
 from bench.stage import Measurement, Setting, staged
-from bench.support import say, table
+from bench.support import BenchError, say, table
 
 _BOUND = Bound(at_most=0.3, aim=0.15)
 _HOLD_S = 2.0
 """No poll is held: only the start is spread over this."""
 _WARM_UP_S = 3.0
+_LEAST = 0.5
+"""PUBLISHes per event, at least: the broker says once a second how many it got, which is not exact."""
 
 Found = dict[str, list[Measurement]]
 """By client."""
@@ -28,6 +30,8 @@ def measure(runs: int, agents: int, seconds: float) -> Found:
         for name, measured in found.items():
             with staged(CLIENTS[name], Setting(agents=agents, hold_s=_HOLD_S, full=True), _WARM_UP_S) as stage:
                 measured.append(stage.measure(seconds))
+            if measured[-1].published < measured[-1].seen.events * _LEAST:
+                raise BenchError(f"{name}: the broker did not get the events")
             say(f"events, run {run}: {name}: {measured[-1].cpu_per_event_us:,.0f} µs an event")
     return found
 
