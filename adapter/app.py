@@ -9,7 +9,6 @@ gateway -> fleet of pollers -> OUTBOX -> link (publisher) -> broker
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import time
@@ -37,6 +36,7 @@ from adapter.preparation import (
     favour_the_event_loop,
     make_mask,
     raise_file_limit,
+    spare_the_event_loop_collections,
     unwrapped_task_group,
     warn_of_the_unverified,
 )
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 _REPORT_S = 60.0
 """How often health is published (section 3)."""
 _FIRST_POLL_S = 2.0
-"""How long after `hold` the last agent's first request may be under way."""
+"""How long after the last agent's first request it may be under way."""
 _BEAT_S = 10.0
 """How often a sign of life is left for `ccgateway2mqtt health`."""
 _SETTLE_S = 5.0
@@ -240,14 +240,7 @@ class App:
     # Regular work.
 
     async def _report_regularly(self) -> None:
-        # By then every agent has been polled, and what now exists stays: collecting it again and again would stop
-        # the loop for longer than P4 leaves room (bench/README.md).
-        gc.disable()
-        try:
-            await asyncio.sleep(self._config.gateway.hold_s + _FIRST_POLL_S)
-            gc.freeze()
-        finally:
-            gc.enable()
+        await spare_the_event_loop_collections(self._fleet.start_s(len(self._config.agents)) + _FIRST_POLL_S)
         while True:
             await self._report()
             await asyncio.sleep(_REPORT_S)

@@ -19,6 +19,9 @@ _SIGN_OUT_S = 3.0
 """How long all sign-outs at exit together may take (D7)."""
 _GRACE_S = 2.0
 """What a poll under way is allowed over `hold` at the end (D7)."""
+_CONNECT_S = 0.002
+"""What a TLS connection and the first answers cost both sides, on one core: begun more quickly, thousands of handshakes
+would wait for one another until they are too late."""
 _LOOK_S = 1.0
 """How often GUID files are looked at."""
 
@@ -44,7 +47,7 @@ class Fleet:
         self._records = dict(shared.outbox.agents)
 
     def start(self, agents: Iterable[AgentConfig], *, after_kill: bool = False) -> None:
-        """Start agents, their first requests spread over `hold`.
+        """Start agents, their first requests spread over `hold`, or longer where they are very many.
 
         Args:
             agents: The agents.
@@ -54,7 +57,11 @@ class Fleet:
         self._started.set()
         begin_s = AFTER_FAILURE_S if after_kill else 0.0
         for place, agent in enumerate(starting):
-            self._start(agent, begin_s + place / len(starting) * self._shared.config.gateway.hold_s)
+            self._start(agent, begin_s + place / len(starting) * self.start_s(len(starting)))
+
+    def start_s(self, agents: int) -> float:
+        """Say over how many seconds the first requests of so many agents are spread."""
+        return max(self._shared.config.gateway.hold_s, agents * _CONNECT_S)
 
     def _start(self, agent: AgentConfig, delay_s: float) -> None:
         if self._stopping:

@@ -25,7 +25,7 @@ FLOORS = (
         "store.writer",
         "store.outbox",
     ),
-    ("transport.reading", "transport.wire", "transport.single", "transport"),
+    ("transport.reading", "transport.common", "transport.wire", "transport.single", "transport"),
     ("gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
