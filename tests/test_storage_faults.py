@@ -177,8 +177,8 @@ async def test_d4_max_mb_is_reached_and_left(tmp_path: Path, broker: Broker, cap
 
 async def test_d4_what_the_gateway_makes_of_it_is_said_and_mended(tmp_path: Path, shared_broker: Broker) -> None:
     """D4, P6: too long without a poll the gateway signs agents out: that is said, and who may is signed in again."""
-    timing = Timing(store_again_s=0.1, signed_out_after_s=1.0, again=Backoff(initial_s=0.1, maximum_s=1.0))
-    async with staged(tmp_path, shared_broker, agents=["101", "102"], poll_max_time_s=1.0) as stage:
+    timing = Timing(store_again_s=0.1, signed_out_after_s=4.0, again=Backoff(initial_s=0.1, maximum_s=1.0))
+    async with staged(tmp_path, shared_broker, agents=["101", "102"], poll_max_time_s=4.0) as stage:
         stage.simulator.sign_out("101")
         agents = [
             {"work_no": "101", "sign_in": {"password": "pw-101", "phone": "8101", "again": True}},
@@ -194,7 +194,7 @@ async def test_d4_what_the_gateway_makes_of_it_is_said_and_mended(tmp_path: Path
                     f"{work_no}/session",
                     phase="stopped",
                     message="nothing can be stored: storage.max_mb (8) is reached; "
-                    "not polled for over 1 s: the gateway has signed the agent out by now",
+                    "not polled for over 4 s: the gateway has signed the agent out by now",
                 )
             await make_room(adapter)
             await stage.wait("102/events", seq=1)
