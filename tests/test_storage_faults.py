@@ -459,6 +459,8 @@ async def test_d6_a_backlog_that_cannot_be_read_holds_nothing_up(
     ):
         await stage.polling("101")
         broker.stop()
+        # What is sent into a connection that is lost already is not in memory any more.
+        await stage.simulator.wait_for(lambda: adapter.app._link.connection is None)
         for number in range(1, 5):
             stage.simulator.emit("101", big("101", number))
         await stage.simulator.wait_for(lambda: adapter.app._outbox.depth == 4)
