@@ -84,8 +84,8 @@ async def fill_up(adapter: Running) -> None:
 
 
 async def make_room(adapter: Running) -> None:
-    """Take out of the database what `fill_up` put in."""
-    await adapter.app._outbox._writer.write(
+    """Take out of the database what `fill_up` put in, in no transaction of those that still find it full."""
+    await adapter.app._outbox._writer.read(
         lambda database: database._connection.execute("DELETE FROM aside WHERE topic = ?", (_BALLAST,))
     )
 
