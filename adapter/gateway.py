@@ -97,8 +97,8 @@ class Line:
 
     Attributes:
         cookies: The load balancer's cookies (P9), by name.
-        new_guid: The GUID that the last answer brought in ``Set-GUID``, whatever became of its body (P8); `None` where
-            it brought none that could be sent back.
+        new_guid: The GUID that the last answer brought in ``Set-GUID``, whatever became of its body (P8), also where
+            the request was cancelled meanwhile; `None` where it brought none that could be sent back.
     """
 
     def __init__(self, config: GatewayConfig, transport: Transport, work_no: str, cookies: Mapping[str, str]) -> None:
@@ -174,6 +174,10 @@ class Line:
                 packed = part
         except httpx.TransportError as err:
             raise self._failure(err) from None
+        except asyncio.CancelledError:
+            if self._transport.begun is not None:
+                self._take_head(self._transport.begun)
+            raise
         if response.status_code != httpx.codes.OK:
             raise self._failure(None)
         text = unpack(packed, coding)

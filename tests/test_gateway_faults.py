@@ -26,6 +26,7 @@ from adapter.gateway import Line, result_of
 from tests.adapter_support import running, wait_for, write
 from tests.broker_support import DEADLINE_S, Broker, Peer, free_ports
 from tests.cli_support import program
+from tests.fault_support import until
 from tests.hostile_support import (
     EMPTY,
     READY,
@@ -41,6 +42,7 @@ from tests.hostile_support import (
     ok,
     pieces,
     reset,
+    silence,
 )
 from tests.stage_support import staged
 
@@ -729,6 +731,26 @@ async def test_p5_poll_cut_by_a_hurried_stop_is_not_followed_at_once(tmp_path: P
 
     assert second.pause_s is not None
     assert second.pause_s > 1
+
+
+async def test_p8_guid_of_an_answer_cut_by_a_hurried_stop_is_kept(tmp_path: Path, shared_broker: Broker) -> None:
+    """P8: a second signal cuts a poll whose head has come and whose body has not; the next start has its GUID."""
+    begun = b"HTTP/1.1 200 OK\r\nSet-GUID: JSESSIONID=newest\r\nSet-Cookie: elb=7\r\nContent-Length: 9\r\n\r\n{"
+    async with staged(tmp_path, shared_broker) as stage, Hostile(tmp_path / "gateway", silence) as gateway:
+        section = {"url": gateway.url, "ca_file": str(gateway.ca_file), "hold": 20, "timeout": 30}
+        async with stage.running(gateway=section) as adapter:
+            await gateway.wait_for(lambda: gateway.polls)
+            reading = adapter.app._fleet.pollers["101"]._session._line._transport._wire.answer  # type: ignore[union-attr] # it polls
+            await gateway.wires[-1].send(begun)
+            await until(lambda: reading._body)
+            adapter.app.stop()
+            adapter.app.stop()
+            await asyncio.wait_for(adapter.task, DEADLINE_S)
+        async with stage.running(gateway=section):
+            await gateway.wait_for(lambda: len(gateway.polls) > 1)
+
+    assert b"Guid: newest\r\n" in gateway.polls[1]
+    assert b"Cookie: elb=7\r\n" in gateway.polls[1]
 
 
 async def test_p5_poll_cut_by_a_kill_is_not_followed_at_once(tmp_path: Path, shared_broker: Broker) -> None:

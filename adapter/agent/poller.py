@@ -120,6 +120,7 @@ class Poller:
         """Let go of everything, when `run` has ended; sign out before, where that is wanted and configured."""
         self._mailbox.close()
         try:
+            await self.presence.keep_session()
             if sign_out:
                 await self._signing.sign_out_at_exit()
             # A restart, or the next poller of a changed agent, knows nothing of our last request.

@@ -234,6 +234,11 @@ class Presence:
         if change or not self._session.is_in(self._record):
             await self.store(change)
 
+    async def keep_session(self) -> None:
+        """Store the session as it is now, where it is another than was stored last; tried once, for the end (P8)."""
+        if not self._session.is_in(self._record):
+            await self._try_to_store(Change(agent=self.record()))
+
     def store_soon(self, change: Change) -> None:
         """Store a change that a timer made, without the agent's row: that is the business of its poller's task."""
 

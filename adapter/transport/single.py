@@ -25,10 +25,13 @@ class Transport(httpx.AsyncBaseTransport):
 
     Attributes:
         sending: Whether a byte of the last request was given to the network: an answer may have been lost.
+        begun: What had come of the answer to a request that was cancelled, where its head had: the body is not whole.
+            Until the next connection is made.
     """
 
     def __init__(self, url: httpx.URL, common: Common, proxy: httpx.URL | None = None) -> None:
         self.sending = False
+        self.begun: httpx.Response | None = None
         self._url = url
         self._common = common
         self._proxy = proxy
@@ -62,12 +65,16 @@ class Transport(httpx.AsyncBaseTransport):
             if new and answer.whole:
                 self._common.tls_session = wire.new_tls_session() or self._common.tls_session
             return answer.response(request)
+        except asyncio.CancelledError:
+            self.begun = answer.response(request) if answer.status else None
+            raise
         finally:
             self._common.forget(answer)
             wire.release()
 
     async def aclose(self) -> None:
         """Close the connection; a later request makes a new one."""
+        self.begun = None
         if self._wire is not None:
             self._wire.close()
             self._wire = None
