@@ -7,6 +7,7 @@ AUDIT_VENV := .venv-audit
 OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
 RIVALS := build/rivals
+ASYNCAPI := build/asyncapi
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
 # Tests wait for real programs most of the time, so that four at once suit two cores.
@@ -14,7 +15,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -46,6 +47,16 @@ test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel,
 	  export PYTHONPATH="$$(../../$(WHEEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'):$$PWD" && \
 	  ../../$(WHEEL_VENV)/bin/python -c 'import adapter; assert "site-packages" in adapter.__file__, adapter.__file__' && \
 	  ../../$(WHEEL_VENV)/bin/pytest $(PYTEST_FLAGS) -m "not harm" $(ARGS)
+
+test-contract: $(ASYNCAPI)/.installed ## schemas/asyncapi.yaml, by AsyncAPI's own parser
+	node $(ASYNCAPI)/validate.mjs schemas/asyncapi.yaml
+
+# Without a lock file, as below.
+$(ASYNCAPI)/.installed: scripts/asyncapi/package.json scripts/asyncapi/validate.mjs
+	@scripts/need node:nodejs npm:npm
+	mkdir -p $(@D) && cp $^ $(@D)
+	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
+	@touch $@
 
 wheel: dist/.built ## build the wheel into dist/
 
@@ -101,6 +112,7 @@ format: $(VENV)/.development ## put the code into form
 
 schemas: $(VENV)/.development ## make schemas/ again from the code
 	$(BIN)/python -m adapter.contracts schemas
+	$(BIN)/python -m adapter.asyncapi schemas/asyncapi.yaml
 	$(BIN)/python -m adapter.config.schema > schemas/config.json
 
 clean: ## remove what was set up and built

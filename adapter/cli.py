@@ -263,6 +263,8 @@ def simulate(listen: str, agents: int, scenario: Path | None, hold: float, auth_
 def schema(name: str | None) -> None:
     """Print the JSON Schema NAME of a topic's payload or of the configuration; without a name, list them.
 
+    The name asyncapi gives all topics, in AsyncAPI.
+
     Example:  ccgateway2mqtt schema state
     """
     from adapter import contracts

@@ -54,8 +54,8 @@ def directory() -> Path:
 
 
 def names() -> list[str]:
-    """List the schemas that there are."""
-    return sorted(path.stem for path in directory().glob("*.json"))
+    """List the schemas that there are, and the AsyncAPI document of the topics."""
+    return sorted(_files())
 
 
 def read(name: str) -> str:
@@ -64,9 +64,14 @@ def read(name: str) -> str:
     Raises:
         StartError: There is none of that name.
     """
-    if name not in names():
-        raise StartError(f"schema {name}: unknown; there are {', '.join(names())}", exit_code=2)
-    return (directory() / f"{name}.json").read_text(encoding="utf-8")
+    files = _files()
+    if name not in files:
+        raise StartError(f"schema {name}: unknown; there are {', '.join(sorted(files))}", exit_code=2)
+    return files[name].read_text(encoding="utf-8")
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in directory().iterdir() if path.suffix in (".json", ".yaml")}
 
 
 def write(target: Path) -> None:

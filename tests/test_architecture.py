@@ -12,7 +12,7 @@ FLOORS = (
     # 2 values
     ("event", "answer", "payloads", "privacy", "state", "store", "store.records", "command"),
     ("config.nodes", "config.source", "config.rules", "config.words", "config.grammar", "config.check"),
-    ("config.schema", "config.settings", "config.report", "config", "contracts"),
+    ("config.schema", "config.settings", "config.report", "config", "contracts", "asyncapi"),
     # 3 ports
     (
         "store.sql",
@@ -43,7 +43,7 @@ A package can be one entry (`config`), with an order of its own within, or sever
 
 WAY = ("agent.poller", "publisher", "mark", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
-BESIDE = {"listener", "loop_delay", "watch", "wall", "nats", "send", "check", "simulator", "contracts"}
+BESIDE = {"listener", "loop_delay", "watch", "wall", "nats", "send", "check", "simulator", "contracts", "asyncapi"}
 OPTIONAL = BESIDE | {"demo", "demo_lines", "cli"}
 
 ROOT = Path(adapter.__file__).parent

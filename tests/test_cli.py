@@ -139,7 +139,7 @@ def test_the_module_is_the_command() -> None:
         (["simulate", "--listen", "nowhere"], "--listen: expected HOST:PORT"),
         (["simulate", "--scenario", "none.yaml"], "none.yaml"),
         (["demo", "--agents", "1"], "--agents"),
-        (["schema", "nonsense"], "schema nonsense: unknown; there are calldata-command, config"),
+        (["schema", "nonsense"], "schema nonsense: unknown; there are asyncapi, calldata-command, config"),
         (["run", "-c", "none.yaml"], "none.yaml"),
         (["check", "-c", "none.yaml", "--password-file", "none.txt"], "none.txt"),
         (["calldata", "bridge", "x", "-c", "good.yaml"], "WORKNO: expected"),
@@ -298,10 +298,12 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path, command: str, pack
 
 
 def test_schema_lists_and_prints() -> None:
-    """`schema` lists the names, `schema NAME` prints one as JSON."""
+    """`schema` lists the names, `schema NAME` prints one: JSON Schema, and AsyncAPI in YAML."""
     names = invoke("schema").stdout.split()
 
-    assert names == sorted({*contracts.PAYLOADS, "config"})
+    assert names == sorted({*contracts.PAYLOADS, "config", "asyncapi"})
+    assert invoke("schema", "asyncapi").stdout == contracts.read("asyncapi")
+    names.remove("asyncapi")
     assert all(json.loads(invoke("schema", name).stdout)["$schema"].endswith("2020-12/schema") for name in names)
 
 

@@ -1,4 +1,7 @@
-"""schemas/: made from the types of the code, valid JSON Schema 2020-12, and true of what is published."""
+"""schemas/: made from the types of the code, and valid JSON Schema 2020-12.
+
+What is published is held against them in `test_asyncapi`, whose schemas are the same.
+"""
 
 import json
 from pathlib import Path
@@ -11,12 +14,13 @@ from jsonschema import Draft202012Validator
 from adapter import contracts
 from adapter.errors import StartError
 from adapter.payloads import CallDataCommand, SessionCommand, StateName
-from adapter.simulator import Simulator
-from tests.adapter_support import running, settings, wait_for, write
-from tests.broker_support import Broker, Got, Peer
-from tests.contracts_support import schema_of, validate, validator
 
 ROOT = Path(contracts.__file__).parent.parent
+
+
+def validator(name: str) -> Draft202012Validator:
+    """Make the validator of a schema."""
+    return Draft202012Validator(json.loads(contracts.read(name)))
 
 
 @pytest.mark.parametrize("name", sorted(contracts.PAYLOADS))
@@ -26,11 +30,11 @@ def test_schemas_are_what_the_types_say(name: str) -> None:
 
 
 def test_every_schema_has_its_type() -> None:
-    """No schema is left over from a type that is gone, and none is missing; the configuration has its own source."""
-    assert contracts.names() == sorted({*contracts.PAYLOADS, "config"})
+    """No schema is left over from a type that is gone, and none is missing; two have a source of their own."""
+    assert contracts.names() == sorted({*contracts.PAYLOADS, "config", "asyncapi"})
 
 
-@pytest.mark.parametrize("name", contracts.names())
+@pytest.mark.parametrize("name", sorted({*contracts.PAYLOADS, "config"}))
 def test_schemas_are_valid(name: str) -> None:
     """Each is JSON Schema 2020-12, says so, and has a title."""
     schema: dict[str, Any] = json.loads(contracts.read(name))
@@ -59,7 +63,7 @@ def test_writing_them_is_writing_the_files(tmp_path: Path) -> None:
 def test_an_unknown_name_is_told_with_all_that_there_are() -> None:
     """A name that is none, or a path, reads no file."""
     for name in ("nonsense", "../pyproject", "state.json", ""):
-        with pytest.raises(StartError, match="unknown; there are calldata-command, config, event") as caught:
+        with pytest.raises(StartError, match="unknown; there are asyncapi, calldata-command, config, event") as caught:
             contracts.read(name)
         assert caught.value.exit_code == 2
 
@@ -110,50 +114,3 @@ def test_states_are_the_contract() -> None:
 
     assert set(get_args(StateName)) == words
     assert words == set(contracts.make("state")["properties"]["state"]["enum"])
-
-
-async def test_what_is_published_is_what_the_schemas_say(
-    tmp_path: Path, simulator: Simulator, shared_broker: Broker
-) -> None:
-    """A run with events, calls, failures, commands, requests and a sign-out: each payload is valid."""
-    prefix = "contracts"
-    values = settings(simulator, shared_broker, instance=prefix, mqtt={"topic_prefix": prefix})
-    with Peer(shared_broker, [f"{prefix}/#"]) as peer:
-        async with running(write(tmp_path, values)):
-            await simulator.wait_for(lambda: simulator.polling("101") and simulator.polling("102"))
-            await peer.publish(f"{prefix}/101/calldata/set", b'{"calldata": "x", "id": "c1"}')
-            await peer.publish(f"{prefix}/101/calldata/set", b"")
-            await peer.publish(f"{prefix}/bridge/request/agents", b'{"id": "r1"}')
-            await peer.publish(f"{prefix}/bridge/request/nonsense", b"{")
-            for kind in ("AgentState_Ready", "AgentEvent_Ringing", "AgentState_Busy", "AgentEvent_Talking"):
-                simulator.emit_sample("101", kind)
-            odd = b'{"eventType": "New_One", "workNo": null, "content": "\\ud83d", "id": 7, "seq": 1.0, "big": 1e400}'
-            simulator.emit("101", odd)
-            simulator.emit_sample("102", "AgentOther_ShutdownService")
-            await wait_for(peer, f"{prefix}/101/event", lambda event: event["eventType"] == "New_One")
-            await wait_for(peer, f"{prefix}/102/session", lambda session: session["phase"] == "signed_out")
-            await peer.publish(f"{prefix}/102/session/set", b'{"action": "sign_out", "id": "s1"}')
-            await wait_for(peer, f"{prefix}/102/session/result", lambda result: result["id"] == "s1")
-            await wait_for(peer, f"{prefix}/101/calldata/result", lambda result: result["id"] == "c1")
-            await wait_for(peer, f"{prefix}/bridge/response/agents", lambda response: response["id"] == "r1")
-            await wait_for(peer, f"{prefix}/bridge/log", lambda log: log["message"])
-        requests = (f"{prefix}/bridge/request/nonsense",)
-        seen = validate([message for message in peer.messages if message.topic not in requests], prefix)
-
-    assert seen >= {"event", "state", "session", "info", "roster", "health", "log", "result", "response", "request"}
-
-
-@pytest.mark.parametrize("payload", [b"{}", b'{"n": -1}', b'{"n": "1"}', b'{"n": 1, "m": 1}'])
-def test_the_check_finds_what_is_wrong(payload: bytes) -> None:
-    """A payload that its schema does not allow fails a test that validates it."""
-    message = Got(topic="agents/bridge/mark", payload=payload, retain=True, qos=1, content_type=None, correlation=None)
-    assert validate([]) == set()
-    with pytest.raises(AssertionError):
-        validate([message])
-
-
-@pytest.mark.parametrize("topic", ["agents/101/nonsense", "agents/bridge/nonsense", "agents"])
-def test_the_check_knows_every_topic(topic: str) -> None:
-    """A topic that the contract does not name fails a test that validates it."""
-    with pytest.raises((KeyError, AssertionError)):
-        schema_of(topic)
