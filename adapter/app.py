@@ -148,7 +148,8 @@ class App:
                 self._outbox,
                 self._bridge,
                 stack.enter_context(LoopDelay()),
-                lambda: self._link.connection is not None,
+                limit_bytes=self._config.storage.max_mb * 1024 * 1024,
+                connected=lambda: self._link.connection is not None,
             )
             await stack.enter_async_context(listen(self._config.http, exporter))
         link = self._tasks.create_task(self._link.run(), name="link")

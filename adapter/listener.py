@@ -5,20 +5,30 @@ prometheus-client imported.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from typing import get_args
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from adapter import __version__
 from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
 from adapter.errors import StartError, StorageError
 from adapter.loop_delay import LoopDelay
 from adapter.metrics import Counters
+from adapter.payloads import SessionPhase
 from adapter.store.outbox import Outbox
 
 _COUNTERS = {
@@ -35,16 +45,30 @@ _COUNTERS = {
 
 
 class Exporter:
-    """Gives the program's figures in Prometheus' form; none has a label per agent, or a large centre would drown it."""
+    """Gives the program's figures in Prometheus' form; none has a label per agent, or a large centre would drown it.
 
-    def __init__(
-        self, counters: Counters, outbox: Outbox, bridge: Bridge, loop_delay: LoopDelay, connected: Callable[[], bool]
+    Args:
+        limit_bytes: How large the database may become.
+        connected: Says whether there is a connection to the broker.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it tells of
+        self,
+        counters: Counters,
+        outbox: Outbox,
+        bridge: Bridge,
+        loop_delay: LoopDelay,
+        *,
+        limit_bytes: int,
+        connected: Callable[[], bool],
     ) -> None:
         self._counters = counters
         self._outbox = outbox
         self._bridge = bridge
         self._loop_delay = loop_delay
+        self._limit_bytes = limit_bytes
         self._connected = connected
+        self._started_at = time.time()
         self._oldest_s = 0.0
         self._size_bytes = 0
 
@@ -62,20 +86,26 @@ class Exporter:
         """Give all figures; called by prometheus-client."""
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"ccgateway2mqtt_{name}", text, value=getattr(self._counters, name))
+        yield CounterMetricFamily("ccgateway2mqtt_cpu_seconds", "CPU time of the process.", value=time.process_time())
         gauges = {
             "outbox_entries": ("Events and results that wait for the broker.", float(self._outbox.depth)),
             "outbox_oldest_seconds": ("Age of the oldest of them.", self._oldest_s),
             "outbox_bytes": ("Size of the database and its write-ahead log.", float(self._size_bytes)),
+            "outbox_limit_bytes": ("How large they may become.", float(self._limit_bytes)),
+            "outbox_writable": ("1 while events can be stored.", float(self._outbox.writable)),
             "events_at_risk": ("Events in memory alone, since storage is full.", float(self._outbox.at_risk)),
             "broker_connected": ("1 while connected to the broker.", float(self._connected())),
+            "start_time_seconds": ("When this run began, in Unix time.", self._started_at),
             "resident_memory_bytes": ("Memory of the process.", float(resident_bytes())),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"ccgateway2mqtt_{name}", text, value=value)
         agents = GaugeMetricFamily("ccgateway2mqtt_agents", "Agents by phase of their session.", labels=["phase"])
-        for phase, count in self._bridge.phases().items():
-            agents.add_metric([phase], count)
+        phases = self._bridge.phases()
+        for phase in get_args(SessionPhase):  # those with no agent too: what is not there, no alert can compare
+            agents.add_metric([phase], phases.get(phase, 0))
         yield agents
+        yield InfoMetricFamily("ccgateway2mqtt", "What runs here.", value={"version": __version__})
         yield HistogramMetricFamily(
             "ccgateway2mqtt_event_loop_delay_seconds",
             "How long what came at a random moment waited for the event loop.",

@@ -20,8 +20,8 @@ from urllib.error import HTTPError
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapter import __version__, commands, preparation
 from adapter import app as application
-from adapter import commands, preparation
 from adapter.config import load
 from adapter.errors import StartError, StorageFullError, StorageInUseError
 from adapter.simulator import SimAgent, faults
@@ -487,8 +487,19 @@ async def test_the_http_listener_tells_how_it_is(tmp_path: Path, broker: Broker)
         assert status == 200
         assert families["ccgateway2mqtt_events"].samples[0].value == 1
         assert families["ccgateway2mqtt_broker_connected"].samples[0].value == 1
-        assert families["ccgateway2mqtt_agents"].samples[0].labels == {"phase": "polling"}
-        assert all(name.startswith("ccgateway2mqtt_") for name in families)
+        assert {each.labels["phase"]: each.value for each in families["ccgateway2mqtt_agents"].samples} == {
+            "signed_out": 0,
+            "signing_in": 0,
+            "polling": 1,
+            "retrying": 0,
+            "stopped": 0,
+        }
+        assert families["ccgateway2mqtt_outbox_limit_bytes"].samples[0].value == 1024 * 1024 * 1024
+        assert families["ccgateway2mqtt_outbox_writable"].samples[0].value == 1
+        assert families["ccgateway2mqtt_start_time_seconds"].samples[0].value == pytest.approx(time.time(), abs=120)
+        assert families["ccgateway2mqtt_cpu_seconds"].samples[0].value > 0
+        assert families["ccgateway2mqtt_info"].samples[0].labels == {"version": __version__}
+        assert all(each.name.startswith("ccgateway2mqtt_") for family in families.values() for each in family.samples)
         assert "101" not in {
             value for family in families.values() for each in family.samples for value in each.labels.values()
         }
