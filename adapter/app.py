@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from adapter.agent.presence import Shared, Timing
 from adapter.bridge import Bridge
@@ -43,6 +43,9 @@ from adapter.preparation import (
 from adapter.privacy import Mask
 from adapter.store.outbox import Outbox, open_outbox
 from adapter.topics import Topics
+
+if TYPE_CHECKING:  # imported where it is switched on
+    from adapter.home_assistant import Announcing
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ class App:
         self._ending: Ending = "stopped"
         self._reloading = asyncio.Lock()
         self._recovering: asyncio.Task[None] | None = None
+        self._announcing: Announcing | None = None
 
     def stop(self) -> None:
         """Have `run` stop; asked a second time, polls under way are not waited for."""
@@ -109,6 +113,8 @@ class App:
                 tasks.create_task(self._beat_regularly(), name="beat"),
                 tasks.create_task(self._fleet.watch_guid_files(), name="guid-files"),
             ]
+            if self._announcing is not None:
+                regular.append(tasks.create_task(self._announcing.run(), name="home-assistant"))
             ready()
             await self._stopping.wait()
             await self._stop(link, regular)
@@ -131,7 +137,7 @@ class App:
             mark=Mark(self._outbox, topics.bridge("mark"), every_s=timing.mark_s, wait_s=timing.no_mark_s),
             subscriptions=self._subscriptions(),
             receive=self._receive,
-            connected=self._report_soon,
+            connected=self._connected,
             remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
             own_starts=await self._note_start(),
         )
@@ -152,6 +158,10 @@ class App:
                 connected=lambda: self._link.connection is not None,
             )
             await stack.enter_async_context(listen(self._config.http, exporter))
+        if self._config.home_assistant.discovery:
+            from adapter.home_assistant import Announcing  # noqa: PLC0415 - as above
+
+            self._announcing = Announcing(self._config)
         link = self._tasks.create_task(self._link.run(), name="link")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
@@ -181,6 +191,8 @@ class App:
             if new.log != self._config.log:
                 set_up(new.log)
             self._config = new
+            if self._announcing is not None:
+                self._announcing.introduce(new)
             waiting = await self._fleet.change(new.agents, change.removed, change.changed, hurry=self._hurry)
             await self._bridge.introduce(new)
             await self._commands.restore(waiting)
@@ -261,6 +273,11 @@ class App:
             await self._outbox.flushed()
             await self._report()
 
+    def _connected(self) -> None:
+        self._report_soon()
+        if self._announcing is not None and self._link.connection is not None:
+            self._announcing.connected(self._link.connection)
+
     def _report_soon(self) -> None:
         if self._recovering is not None:
             self._recovering.cancel()
@@ -297,6 +314,8 @@ class App:
         name = self._shared.topics.parse_request(received.topic)
         if name is not None:
             self._bridge.receive(name, received)
+        elif self._announcing is not None:
+            self._announcing.receive(received)
 
 
 async def run(

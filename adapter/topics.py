@@ -22,6 +22,16 @@ def is_event(topic: str) -> bool:
     return topic.endswith("/event")
 
 
+def discovery(prefix: str, object_id: str) -> str:
+    """Name the topic of a device's discovery message (retained); `object_id` may be ``+``.
+
+    Args:
+        prefix: `home_assistant.prefix`.
+        object_id: The device, in letters, digits, ``_`` and ``-``.
+    """
+    return f"{prefix}/device/{object_id}/config"
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics below one prefix.

@@ -31,6 +31,7 @@ FLOORS = (
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
     ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
+    ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "listener", "app"),
     ("simulator", "wall", "nats", "check", "send", "watch"),
@@ -44,6 +45,7 @@ A package can be one entry (`config`), with an order of its own within, or sever
 WAY = ("agent.poller", "publisher", "mark", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
 BESIDE = {"listener", "loop_delay", "watch", "wall", "nats", "send", "check", "simulator", "contracts", "asyncapi"}
+BESIDE |= {"home_assistant", "home_assistant.devices", "home_assistant.announcing"}
 OPTIONAL = BESIDE | {"demo", "demo_lines", "cli"}
 
 ROOT = Path(adapter.__file__).parent

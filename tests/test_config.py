@@ -36,6 +36,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (config.commands.calldata, config.commands.session, config.commands.bridge) == (True, True, True)
     home = config.home_assistant
     assert (home.discovery, home.prefix, home.max_agents) == (False, "homeassistant", 500)
+    assert (home.birth_topic, home.birth_payload) == ("homeassistant/status", "online")
     assert (config.privacy, config.http, config.log.level, config.log.format) == (None, None, "info", "text")
 
 

@@ -254,6 +254,10 @@ SCHEMA = Section(
                 _optional("discovery", "Whether to announce the agents.", default=False): flag,
                 _optional("prefix", "Home Assistant's discovery prefix.", "homeassistant"): topic(200),
                 _optional("max_agents", "Announce no more than this.", 500): whole(1, 100_000),
+                _optional("birth_topic", "Where Home Assistant says that it is there.", "homeassistant/status"): topic(
+                    200
+                ),
+                _optional("birth_payload", "What it says then.", "online"): line(100),
             }
         ),
         _optional("privacy", "Masks phone numbers before anything is stored or published; left out: off."): OrOff(

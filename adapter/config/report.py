@@ -104,6 +104,8 @@ def public(config: Config) -> dict[str, object]:
             "discovery": config.home_assistant.discovery,
             "prefix": config.home_assistant.prefix,
             "max_agents": config.home_assistant.max_agents,
+            "birth_topic": config.home_assistant.birth_topic,
+            "birth_payload": config.home_assistant.birth_payload,
         },
         "privacy": None
         if privacy is None

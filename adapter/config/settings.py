@@ -160,11 +160,13 @@ class CommandsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomeAssistantConfig:
-    """Home Assistant's discovery."""
+    """Home Assistant's discovery; `birth_topic` and `birth_payload` are its birth message."""
 
     discovery: bool
     prefix: str
     max_agents: int
+    birth_topic: str
+    birth_payload: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

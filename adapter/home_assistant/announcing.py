@@ -1,0 +1,238 @@
+"""Keeping Home Assistant's discovery messages right at the broker.
+
+```
+connection -> read what is retained -> send what differs, clear what belongs to no agent -> wait for a reload or a birth
+```
+
+Rules of this file:
+1. Nothing is stored: what should be there follows from the configuration, what is there is read back.
+2. One message after the other, at most `PER_SECOND`, each after the acknowledgment of the last: nobody else protects
+   Home Assistant from a large fleet, and a broker that hangs up over a message does so over that one.
+3. What is not ours, or another instance's, is never touched.
+"""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable
+from typing import NoReturn
+
+from adapter.config import AgentConfig, Config
+from adapter.errors import BrokerConnectionError, BrokerError
+from adapter.home_assistant.devices import instance_of, object_id, render_agent, render_bridge
+from adapter.mqtt import Connection, Message, Received, Refusal, read_retained
+from adapter.topics import BRIDGE, discovery
+
+_log = logging.getLogger(__name__)
+
+PER_SECOND = 50
+"""Discovery messages a second, at most."""
+
+_READ_S = 10.0
+"""How long reading back may take."""
+
+_AFTER_BIRTH_S = (1.0, 5.0)
+"""How long after Home Assistant's birth message all is sent again: not with everybody else at the same moment."""
+
+_PUT_OFF_S = 5.0
+"""How long a message rests that the broker does not take for now."""
+
+_TRIES = 3
+"""After how many connections in a row that ended over one of our messages none is sent any more."""
+
+
+class Announcing:
+    """Announces the devices of one configuration, and then the next.
+
+    Args:
+        config: The configuration at the start.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._prefix = config.home_assistant.prefix
+        self._connections: asyncio.Queue[Connection] = asyncio.Queue()
+        self._wanted: dict[str, AgentConfig | None] = {}
+        self._foreign: set[str] = set()
+        self._due: dict[str, None] = {}
+        self._changed = asyncio.Event()
+        self._birth: asyncio.TimerHandle | None = None
+        self._losses = 0
+        self._given_up = False
+        self._told: set[str] = set()
+        self.introduce(config)
+
+    def introduce(self, config: Config) -> None:
+        """Go on with another configuration: what is new or changed is announced, what is gone is cleared."""
+        old, self._wanted = self._wanted, self._devices(config)
+        gone = [topic for topic in old if topic not in self._wanted]
+        changed = [topic for topic, agent in self._wanted.items() if topic not in old or old[topic] != agent]
+        self._config = config
+        self._send_soon(*gone, *changed)
+
+    def connected(self, connection: Connection) -> None:
+        """Go on over a new connection."""
+        self._connections.put_nowait(connection)
+
+    def receive(self, received: Received) -> None:
+        """Take a message; the birth of Home Assistant has everything sent again.
+
+        A birth message that is retained says nothing of now: what Home Assistant lacks, it reads at the broker.
+        """
+        home = self._config.home_assistant
+        if received.topic != home.birth_topic or received.payload != home.birth_payload.encode() or received.retain:
+            return
+        if self._birth is None:
+            delay_s = random.uniform(*_AFTER_BIRTH_S)  # noqa: S311 - keeps no secret
+            self._birth = asyncio.get_running_loop().call_later(delay_s, self._all_again)
+
+    async def run(self) -> NoReturn:
+        """Announce until cancelled."""
+        try:
+            while True:
+                connection = await self._connections.get()
+                try:
+                    await self._serve(connection)
+                except BrokerConnectionError as error:
+                    _log.debug("home assistant: %s", error)
+        finally:
+            if self._birth is not None:
+                self._birth.cancel()
+
+    def _devices(self, config: Config) -> dict[str, AgentConfig | None]:
+        """List what is to be announced, by topic; the adapter itself is `None`."""
+        most = config.home_assistant.max_agents
+        if len(config.agents) > most:
+            _log.warning(
+                "home assistant: %d of %d agents are announced (home_assistant.max_agents)", most, len(config.agents)
+            )
+        devices = {self._topic(BRIDGE): None} | {self._topic(agent.work_no): agent for agent in config.agents[:most]}
+        return {topic: agent for topic, agent in devices.items() if topic not in self._foreign}
+
+    def _topic(self, name: str) -> str:
+        return discovery(self._prefix, object_id(self._config.instance, name))
+
+    def _render(self, topic: str) -> bytes:
+        """Make what is to be retained on a topic; nothing where it is to be cleared."""
+        if topic not in self._wanted:
+            return b""
+        agent = self._wanted[topic]
+        return render_bridge(self._config) if agent is None else render_agent(self._config, agent)
+
+    def _send_soon(self, *topics: str) -> None:
+        self._due.update(dict.fromkeys(topics))
+        self._changed.set()
+
+    def _all_again(self) -> None:
+        self._birth = None
+        self._send_soon(*self._wanted)
+
+    async def _serve(self, connection: Connection) -> NoReturn:
+        """Keep the messages right while a connection stands.
+
+        Raises:
+            BrokerConnectionError: It is lost.
+        """
+        lost = asyncio.create_task(connection.lost(), name="home-assistant.lost")
+        work = asyncio.create_task(self._work(connection), name="home-assistant.work")
+        try:
+            done, _ = await asyncio.wait([lost, work], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (lost, work):
+                task.cancel()
+            await asyncio.wait([lost, work])
+        done.pop().result()
+        raise AssertionError("neither task returns")
+
+    async def _work(self, connection: Connection) -> NoReturn:
+        await self._hear_of_births(connection)
+        await self._compare()
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._due and not self._given_up:
+                topic = next(iter(self._due))
+                await self._send(connection, topic)
+                await asyncio.sleep(1 / PER_SECOND)
+
+    async def _hear_of_births(self, connection: Connection) -> None:
+        try:
+            await connection.subscribe([(self._config.home_assistant.birth_topic, 0)])
+        except BrokerConnectionError:
+            raise
+        except BrokerError as error:
+            self._tell(f"{error}; a restart of Home Assistant is not noticed")
+
+    async def _compare(self) -> None:
+        """Read what is retained; what differs is sent, and what is ours and belongs to nobody is cleared."""
+        looker = f"{self._config.mqtt.client_id}-discovery-{uuid.uuid4().hex[:8]}"
+        try:
+            found = await read_retained(self._config.mqtt, [discovery(self._prefix, "+")], looker, _READ_S)
+        except BrokerError as error:
+            self._tell(f"{error}; what is left of agents that are gone is not cleared")
+            found = {}
+        for topic, received in found.items():
+            instance = instance_of(received.payload)
+            if instance == self._config.instance:
+                if topic not in self._wanted:
+                    self._send_soon(topic)
+            elif instance is not None and topic in self._wanted:
+                self._foreign.add(topic)
+                del self._wanted[topic]
+                self._due.pop(topic, None)
+                self._tell(f"{topic} is announced by the instance {instance!r}: choose another instance or work number")
+        retained = {topic: received.payload for topic, received in found.items()}
+        for topic in self._wanted:
+            if retained.get(topic) == self._render(topic):
+                self._due.pop(topic, None)
+            else:
+                self._send_soon(topic)
+
+    async def _send(self, connection: Connection, topic: str) -> None:
+        """Send one message, and wait until the broker has it or refuses it."""
+        answered: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        message = Message(topic=topic, payload=self._render(topic), retain=True)
+        connection.publish(message, _into(answered))
+        self._due.pop(topic)
+        try:
+            refusal = await answered
+        except asyncio.CancelledError:
+            self._lost_over(topic)
+            raise
+        self._losses = 0
+        if refusal is None:
+            return
+        if not refusal.lasting:
+            self._send_soon(topic)
+            await asyncio.sleep(_PUT_OFF_S)
+        elif refusal.code is None:
+            self._tell(f"{topic}: {refusal.reason}; not announced")
+        else:
+            self._give_up(f"refuses {topic}: {refusal.reason}")
+
+    def _lost_over(self, topic: str) -> None:
+        """Note that a connection ended with a message of ours under way: some brokers hang up over a denied one."""
+        self._due[topic] = None
+        self._losses += 1
+        if self._losses >= _TRIES:
+            self._give_up(f"hangs up over {topic}")
+
+    def _give_up(self, reason: str) -> None:
+        """Announce no more: each try may cost all agents a connection."""
+        self._given_up = True
+        self._tell(f"broker {reason}; nothing is announced before the next start")
+
+    def _tell(self, text: str) -> None:
+        """Log what a person should mend, once."""
+        if text not in self._told:
+            self._told.add(text)
+            _log.error("home assistant: %s", text)
+
+
+def _into(answered: "asyncio.Future[Refusal | None]") -> Callable[[Refusal | None], None]:
+    def take(refusal: Refusal | None) -> None:
+        if not answered.done():
+            answered.set_result(refusal)
+
+    return take
