@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, cast
 
 from adapter.agent.presence import Shared, Timing
-from adapter.bridge import Bridge
+from adapter.bridge import Bridge, Request
 from adapter.commands import Commands
 from adapter.config import Config, load
 from adapter.config.report import difference
@@ -31,6 +31,7 @@ from adapter.logs import TopicHandler, set_up
 from adapter.mark import Mark
 from adapter.metrics import Counters
 from adapter.mqtt import ProtocolName, Received
+from adapter.operations import Operations
 from adapter.outage import Outage
 from adapter.preparation import (
     favour_the_event_loop,
@@ -127,20 +128,26 @@ class App:
         self._fleet = Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
         flood = Flood()
         self._bridge = Bridge(self._shared, self._fleet.pollers, flood, self._started_at)
-        self._bridge.requests = {"agents": self._bridge.agents, "reload": self.reload, "restart": self._restart}
         self._commands = Commands(self._shared, self._fleet.pollers, flood)
+        mark = Mark(self._outbox, topics.bridge("mark"), every_s=timing.mark_s, wait_s=timing.no_mark_s)
         self._link = Link(
             self._config.mqtt,
             outbox=self._outbox,
             topics=topics,
             counters=self._shared.counters,
-            mark=Mark(self._outbox, topics.bridge("mark"), every_s=timing.mark_s, wait_s=timing.no_mark_s),
+            mark=mark,
             subscriptions=self._subscriptions(),
             receive=self._receive,
             connected=self._connected,
             remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
             own_starts=await self._note_start(),
         )
+        self._operations = Operations(self._shared, self._fleet.pollers, self._bridge, self._link, mark)
+        self._bridge.requests = self._operations.requests | {
+            "agents": Request(lambda _: self._bridge.agents()),
+            "reload": Request(lambda _: self.reload()),
+            "restart": Request(lambda _: self._restart()),
+        }
         handler = TopicHandler(topics.bridge("log"), self._link.publish)
         logging.getLogger().addHandler(handler)
         stack.callback(logging.getLogger().removeHandler, handler)
@@ -229,6 +236,7 @@ class App:
         async with self._reloading:  # a reload under way ends polls as well
             await self._commands.close()
         await self._bridge.close()
+        await self._operations.close()
         for task in regular if self._recovering is None else (*regular, self._recovering):
             task.cancel()
         if self._link.connection is not None:

@@ -10,13 +10,14 @@ Source:
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 import yaml
 
 from adapter import __version__
 from adapter.contracts import PAYLOADS
+from adapter.payloads import RequestName
 from adapter.topics import Topics
 
 _BINDING = "0.2.0"
@@ -24,7 +25,7 @@ _TOPICS = Topics("agents")
 _AGENT = "{workNo}"
 _EMPTY = "empty"
 
-REQUESTS: Final = ("agents", "reload", "restart")
+REQUESTS: Final = get_args(RequestName)
 """The requests that the adapter answers."""
 
 _PLAIN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -186,7 +187,7 @@ CHANNELS: Final = (
         name="bridgeRequest",
         address=_TOPICS.request("{request}"),
         what="Asks the adapter for something.",
-        messages=("request", _EMPTY),
+        messages=("request", "log-level-request", _EMPTY),
         action="receive",
         reply="bridgeResponse",
     ),

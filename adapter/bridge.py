@@ -8,13 +8,13 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from adapter import __version__
 from adapter.agent.poller import Poller
@@ -28,6 +28,7 @@ from adapter.mqtt import Message, Received
 from adapter.payloads import (
     AgentCounts,
     AgentSnapshot,
+    CommandId,
     HealthPayload,
     InfoPayload,
     OutboxHealth,
@@ -48,13 +49,26 @@ _SHOWN = 64
 """Characters of a request's name that a log line shows."""
 
 _MAX_REQUEST_BYTES = 1024
-"""Longest request: an id is all that it holds."""
+"""Longest request: an id, and a word."""
 
 _REST_S = 0.02
 _CLOSE_S = 2.0
 """How long requests that were received may take to be answered at the end."""
 
-Answer = Callable[[], Awaitable[Any]]
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What answers a request.
+
+    Attributes:
+        answer: Takes the payload; gives the response's `data`, a list for one response each, or raises AdapterError.
+        kind: The type of the payload; one that asks for more than an id must not be empty.
+        expected: The payload, as a sender of another one is told.
+    """
+
+    answer: Callable[[Any], Awaitable[Any]]
+    kind: type[msgspec.Struct] = RequestPayload
+    expected: str = '{"id": "..."} or nothing'
 
 
 class Bridge:
@@ -66,11 +80,11 @@ class Bridge:
         started_at: What `info` says.
 
     Attributes:
-        requests: What answers a request, by its name: gives the response's `data`, or raises AdapterError.
+        requests: What answers a request, by its name.
     """
 
     def __init__(self, shared: Shared, pollers: Mapping[str, Poller], flood: Flood, started_at: datetime) -> None:
-        self.requests: dict[str, Answer] = {}
+        self.requests: dict[str, Request] = {}
         self._flood = flood
         # One after the other: reloads that wait for each other would be as many as somebody cares to send.
         self._line = Line("requests", batch=1, rest_s=_REST_S)
@@ -97,7 +111,7 @@ class Bridge:
             if topic.startswith(self._topics.roster(0).removesuffix("0")) and topic not in change.slots:
                 change.slots[topic] = b""
         # Last, with nothing awaited before it is handed in: an older one must not follow a newer one.
-        self._told = change.slots[self._topics.bridge("info")] = self._info()
+        self._told = change.slots[self._topics.bridge("info")] = self.describe().render()
         await self._shared.outbox.insist(change)
 
     async def refresh_info(self) -> None:
@@ -106,12 +120,17 @@ class Bridge:
         Raises:
             StorageFullError: It cannot be stored.
         """
-        info = self._info()
+        info = self.describe().render()
         if info != self._told:
             await self._shared.outbox.commit(Change(slots={self._topics.bridge("info"): info}))
             self._told = info
 
     async def health(self) -> Message:
+        """Make the message that tells how the adapter is. Raises as `measure`."""
+        payload = await self.measure()
+        return Message(topic=self._topics.bridge("health"), payload=payload.render(), retain=True, qos=0)
+
+    async def measure(self) -> HealthPayload:
         """Measure how the adapter is.
 
         Raises:
@@ -120,7 +139,7 @@ class Bridge:
         counters, outbox = self._shared.counters, self._shared.outbox
         oldest_s, size_bytes = await outbox.measure()
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        payload = HealthPayload(
+        return HealthPayload(
             at=timestamp(datetime.now(UTC)),
             uptime=round(time.monotonic() - self._started, 3),
             polls=counters.polls,
@@ -136,7 +155,6 @@ class Bridge:
             cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
             rss_bytes=resident_bytes(),
         )
-        return Message(topic=self._topics.bridge("health"), payload=payload.render(), retain=True, qos=0)
 
     def phases(self) -> dict[str, int]:
         """Count the agents by the phase of their session; those before their first request are not in it."""
@@ -162,7 +180,8 @@ class Bridge:
             identifier = _request_id(received)
             if name not in self.requests:
                 raise CommandError(f"unknown request; expected one of {', '.join(sorted(self.requests))}")
-            data = await self.requests[name]()
+            request = self.requests[name]
+            data = await request.answer(_parse(received.payload, request))
         except AdapterError as error:
             reason = str(error)
             self._log_refusal(f"request {name[:_SHOWN]}: {reason}")
@@ -198,7 +217,8 @@ class Bridge:
         pages = _pages(agents)
         return [{"page": number, "pages": len(pages), "agents": page} for number, page in enumerate(pages, start=1)]
 
-    def _info(self) -> bytes:
+    def describe(self) -> InfoPayload:
+        """Say what runs here, with the configuration that may be shown."""
         polling = sum(poller.presence.phase == "polling" for poller in self._pollers.values())
         return InfoPayload(
             version=__version__,
@@ -206,7 +226,7 @@ class Bridge:
             agents=AgentCounts(configured=len(self._pollers), polling=polling),
             config=public(self._config),
             started_at=timestamp(self._started_at),
-        ).render()
+        )
 
 
 def resident_bytes() -> int:
@@ -226,15 +246,26 @@ def _pages(items: list[_T]) -> list[list[_T]]:
     return [items[first : first + _PAGE] for first in range(0, len(items), _PAGE)] or [[]]
 
 
+class _Identified(msgspec.Struct):
+    id: CommandId | UnsetType = UNSET
+
+
 def _request_id(received: Received) -> str | None:
+    """Take the id of a request, of one that is no good otherwise too; `None` where it has none."""
     if received.retain:
         raise CommandError("retained")
-    if not received.payload:
-        return None
     if len(received.payload) > _MAX_REQUEST_BYTES:
         raise CommandError(f"over {_MAX_REQUEST_BYTES} bytes")
     try:
-        request = msgspec.json.decode(received.payload, type=RequestPayload)
+        identifier = msgspec.json.decode(received.payload, type=_Identified).id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise CommandError('expected {"id": "..."} or nothing') from None
-    return None if request.id is UNSET else request.id
+        return None
+    return None if identifier is UNSET else identifier
+
+
+def _parse(payload: bytes, request: Request) -> msgspec.Struct:
+    """Read what is asked for."""
+    try:
+        return msgspec.json.decode(payload or b"{}", type=request.kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise CommandError(f"expected {request.expected}") from None

@@ -31,7 +31,9 @@ PAYLOADS: Final[dict[str, type[msgspec.Struct]]] = {
     "session-command": payloads.SessionCommand,
     "result": payloads.ResultPayload,
     "request": payloads.RequestPayload,
+    "log-level-request": payloads.LogLevelRequest,
     "response": payloads.ResponsePayload,
+    "diagnostics": payloads.DiagnosticsPayload,
 }
 """The type of each payload, by the name of its schema."""
 

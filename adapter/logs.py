@@ -42,9 +42,20 @@ def set_up(config: LogConfig) -> None:
     for old in [old for old in root.handlers if old.name == _STDERR]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(config.level.upper())
+    set_level(config.level)
+
+
+def set_level(level: str) -> None:
+    """Log from now on what is of a level of `log.level` or above."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def current_level() -> str:
+    """Say which level is logged, as `log.level` names it."""
+    return logging.getLevelName(logging.getLogger().level).lower()
 
 
 class TopicHandler(logging.Handler):

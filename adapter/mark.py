@@ -26,6 +26,9 @@ _SLICE = 250
 _SLICE_S = 0.25
 """So many values go out again in so many seconds: 1,000 a second, which leaves a broker room for what is new."""
 
+PER_SECOND = _SLICE / _SLICE_S
+"""How many retained values go out again in a second, at most."""
+
 _FULL_S = 5.0
 """How long a full disk is left alone."""
 
@@ -62,13 +65,21 @@ class Mark:
         self._complete = False
         last = self._outbox.draw_line()
         seen = await self._read_back(connection)
-        await self._recall(seen, last)
+        known = "no mark" if seen is None else f"mark {seen}"
+        await self._repeat(self._outbox.marks_since(seen, last), f"has {known}: what it may lack goes out again")
         self._seen = seen or 0
         self._complete = True
         while True:
             await self._outbox.unmarked.wait()
             await asyncio.sleep(self._every_s)
             await self.leave_behind(connection)
+
+    async def repeat_all(self) -> None:
+        """Have everything sent again that a broker has acknowledged: somebody asks for it, whatever is retained."""
+        self._told = ""
+        await self._repeat(
+            self._outbox.marks_since(None, self._outbox.draw_line()), "is told again all that it retains"
+        )
 
     def take(self, received: Received) -> None:
         """Take what came on `topic`: the retained mark, or our own while it is published."""
@@ -116,9 +127,8 @@ class Mark:
         finally:
             self._found = None
 
-    async def _recall(self, seen: int | None, last: int) -> None:
-        """Have everything sent again that was acknowledged after one mark and up to another."""
-        marks = self._outbox.marks_since(seen, last)
+    async def _repeat(self, marks: range, why: str) -> None:
+        """Have everything sent again that was acknowledged at one of `marks`."""
         topic: str | None = ""
         told = False
         while topic is not None:
@@ -127,8 +137,7 @@ class Mark:
                     topic = await self._outbox.offer_again(marks, topic, _SLICE)
                     if topic is not None and not told:
                         told = True
-                        known = "no mark" if seen is None else f"mark {seen}"
-                        self._tell(logging.INFO, f"has {known}: what it may lack goes out again")
+                        self._tell(logging.INFO, why)
                 except StorageFullError as error:
                     _log.debug("mark: %s", error)
                     await asyncio.sleep(_FULL_S)

@@ -21,6 +21,8 @@ CallPhase = Literal["ringing", "talking", "held", "conference", "calling_out"]
 Direction = Literal["in", "out", "internal"]
 SessionPhase = Literal["signed_out", "signing_in", "polling", "retrying", "stopped"]
 Status = Literal["applied", "rejected", "expired"]
+RequestName = Literal["agents", "diagnostics", "log_level", "reload", "restart", "snapshot"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class _Payload(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -203,6 +205,13 @@ class RequestPayload(_Payload):
     id: CommandId | UnsetType = UNSET
 
 
+class LogLevelRequest(_Payload):
+    """The request `log_level`."""
+
+    level: Annotated[LogLevel, Meta(description="What is logged from now on: this level and all above it.")]
+    id: CommandId | UnsetType = UNSET
+
+
 class ResponsePayload(_Payload):
     """The adapter's response to a request."""
 
@@ -220,3 +229,70 @@ class AgentSnapshot(_Payload):
     group: str | None
     state: StateName
     phase: SessionPhase | None
+
+
+class SnapshotBegun(_Payload):
+    """What the request `snapshot` has begun."""
+
+    topics: Annotated[int, Meta(description="How many retained topics are sent again.")]
+    seconds: Annotated[float, Meta(description="How long that takes at the least.")]
+
+
+class LogLevelSet(_Payload):
+    """What the request `log_level` has changed."""
+
+    level: LogLevel
+    before: LogLevel
+
+
+class CommandCounts(_Payload):
+    """What came from the broker since the start."""
+
+    taken: Annotated[int, Meta(description="Commands and requests that were taken in.")]
+    dropped: Annotated[int, Meta(description="Those beyond the limits of C5.")]
+
+
+class BrokerDiagnosis(_Payload):
+    """The connection to the broker."""
+
+    protocol: Annotated[Literal["5", "3.1.1"] | None, Meta(description="Null while there is no connection.")]
+    connections: Annotated[int, Meta(description="How many were made since the start.")]
+    in_flight: Annotated[int, Meta(description="Messages that wait for their acknowledgment.")]
+    receive_maximum: Annotated[int | None, Meta(description="How many may be in flight, as the broker says.")]
+    maximum_packet_size: Annotated[int | None, Meta(description="Null where the broker names none.")]
+
+
+class StorageDiagnosis(_Payload):
+    """The database and the disk that it lies on."""
+
+    writable: bool
+    newest_waiting: Annotated[int, Meta(description="Retained values that wait for the broker.")]
+    unreadable_kept: Annotated[int, Meta(description="Answers that are kept for a person to look at.")]
+    aside_kept: Annotated[int, Meta(description="Messages that the broker refused for good.")]
+    free_bytes: int
+    filesystem: Annotated[str | None, Meta(description="ext4, tmpfs, ...; null where the system does not tell.")]
+
+
+class SystemDiagnosis(_Payload):
+    """What the adapter runs on, and the limits that this sets."""
+
+    python: str
+    platform: str
+    libraries: Annotated[dict[str, str], Meta(description="Versions by name.")]
+    cores: int | None
+    open_files: int
+    open_files_limit: Annotated[int | None, Meta(description="Null for none.")]
+    ephemeral_ports: Annotated[int | None, Meta(description="Ports for connections that go out.")]
+
+
+class DiagnosticsPayload(_Payload):
+    """The answer to the request `diagnostics`: what a person who helps wants to know, without secrets or calls."""
+
+    info: InfoPayload
+    health: HealthPayload
+    log_level: LogLevel
+    states: Annotated[dict[str, int], Meta(description="Number of agents by state.")]
+    commands: CommandCounts
+    broker: BrokerDiagnosis
+    storage: StorageDiagnosis
+    system: SystemDiagnosis

@@ -10,13 +10,11 @@ import sys
 from collections.abc import AsyncIterator
 
 from adapter.config import Config, PrivacyConfig
+from adapter.machine import FILES_BESIDES_AGENTS
 from adapter.privacy import Mask
 from adapter.store.outbox import Outbox
 
 _log = logging.getLogger(__name__)
-
-_FILES_BESIDES_AGENTS = 64
-"""Open files that are no agent's connection: database, broker, listener, standard streams, and some room."""
 
 _SWITCH_S = 0.0005
 """For how long another thread may keep the interpreter that the event loop waits for. It lets go of it at each system
@@ -79,7 +77,7 @@ def raise_file_limit(agents: int) -> None:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and limit < agents + _FILES_BESIDES_AGENTS:
+    if limit != resource.RLIM_INFINITY and limit < agents + FILES_BESIDES_AGENTS:
         _log.error("open files: the limit is %d, %d agents need more: raise LimitNOFILE (ulimit -n)", limit, agents)
 
 

@@ -3,6 +3,8 @@
 `check` looks at the values alone, `Target` at a whole program: processes of their own, so that what they log is seen.
 """
 
+import asyncio
+import contextlib
 import json
 import random
 import re
@@ -20,11 +22,12 @@ from typing import Any, Self
 
 import yaml
 
-from adapter.bridge import _request_id
+from adapter.bridge import Request, _parse, _request_id
 from adapter.command import Parsed, check_properties, parse_call_data, parse_session, sender_id, settled
 from adapter.errors import CommandError
 from adapter.gateway import is_guid
 from adapter.mqtt import Received
+from adapter.payloads import LogLevelRequest, RequestPayload
 from adapter.store.records import CommandRecord
 from adapter.topics import is_work_no
 from tests.broker_support import DEADLINE_S, Broker, Peer
@@ -102,6 +105,9 @@ def check(payload: bytes) -> None:
     assert identifier is None or (0 < len(identifier) <= 64 and identifier.isprintable())
     try:
         request = _request_id(received(payload))
+        for asked in (RequestPayload, LogLevelRequest):
+            with contextlib.suppress(CommandError):
+                _parse(payload, Request(asyncio.sleep, asked))
     except CommandError as error:
         _check_reason(error.reason)
     else:

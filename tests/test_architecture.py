@@ -26,11 +26,12 @@ FLOORS = (
         "store.outbox",
     ),
     ("transport.reading", "transport.common", "transport.wire", "transport.single", "transport"),
-    ("gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
+    ("machine", "gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
     ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
+    ("diagnostics", "operations"),
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "listener", "app"),

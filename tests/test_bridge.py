@@ -110,7 +110,10 @@ async def test_requests_are_answered(tmp_path: Path, shared_broker: Broker) -> N
         assert [each.correlation for each in stage.on("bridge/response/agents")[:3]] == [b"c", b"c", None]
         assert (retained["status"], retained["reason"]) == ("error", "retained")
         assert unknown["id"] == "r2"
-        assert unknown["reason"] == "unknown request; expected one of agents, reload, restart"
+        assert (
+            unknown["reason"]
+            == "unknown request; expected one of agents, diagnostics, log_level, reload, restart, snapshot"
+        )
         assert odd["reason"] == 'expected {"id": "..."} or nothing'
 
 

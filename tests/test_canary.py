@@ -184,6 +184,17 @@ async def refused_commands(peer: Peer, work_no: str) -> None:
     for payload in (b'{"id": ["%s"]}', b'{"guid": "%s"}', b"%s"):
         await peer.publish("agents/bridge/request/reload", payload.replace(b"%s", value))
     await peer.wait_for(lambda: len(peer.on("agents/bridge/response/reload")) == 3)
+    for payload in (b'{"level": "%s"}', b'{"level": "debug", "%s": 1}'):
+        await peer.publish("agents/bridge/request/log_level", payload.replace(b"%s", value))
+    await peer.wait_for(lambda: len(peer.on("agents/bridge/response/log_level")) == 2)
+
+
+async def operate(peer: Peer) -> None:
+    """Ask for all that the adapter tells of itself, and for all that it retains."""
+    for name in ("diagnostics", "agents", "snapshot"):
+        await peer.publish(f"agents/bridge/request/{name}", b'{"id": "o"}')
+        await peer.wait_for(lambda name=name: peer.on(f"agents/bridge/response/{name}"))  # type: ignore[misc] # mypy cannot type a lambda's default
+    assert b'"status":"ok"' in peer.payloads("agents/bridge/response/diagnostics")[0]
 
 
 def bad_configurations(good: str) -> list[tuple[str, str]]:
@@ -245,6 +256,7 @@ async def test_no_fault_shows_a_secret(tmp_path: Path, broker: Broker, peer: Pee
             await refused_commands(peer, "busy")
             await bad_reloads(peer, run, path)
             await until(parrot.spent)
+            await operate(peer)
             sent = await send("well", secret("calldata"), path)
             for garbage in (b"GET / HTTP/1.1\r\nX\x01y: z\r\n\r\n", b"GET /" + b"x" * 99_999 + b" HTTP/1.1\r\n\r\n"):
                 _, writer = await asyncio.open_connection(HOST, port)

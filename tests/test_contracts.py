@@ -63,7 +63,7 @@ def test_writing_them_is_writing_the_files(tmp_path: Path) -> None:
 def test_an_unknown_name_is_told_with_all_that_there_are() -> None:
     """A name that is none, or a path, reads no file."""
     for name in ("nonsense", "../pyproject", "state.json", ""):
-        with pytest.raises(StartError, match="unknown; there are asyncapi, calldata-command, config, event") as caught:
+        with pytest.raises(StartError, match="unknown; there are asyncapi, calldata-command, config, diag") as caught:
             contracts.read(name)
         assert caught.value.exit_code == 2
 

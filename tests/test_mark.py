@@ -408,9 +408,7 @@ async def test_a_slow_broker_sets_the_pace(tmp_path: Path, monkeypatch: pytest.M
         for slot in take_slots(outbox):
             outbox.acknowledge_slot(slot)
         await asyncio.wait_for(outbox.flushed(), DEADLINE_S)
-        recall = asyncio.create_task(
-            mark_module.Mark(outbox, "mark", every_s=1.0, wait_s=1.0)._recall(None, outbox.draw_line())
-        )
+        recall = asyncio.create_task(mark_module.Mark(outbox, "mark", every_s=1.0, wait_s=1.0).repeat_all())
         offered = 0
         while not recall.done():
             outbox.changed.clear()

@@ -349,6 +349,11 @@ class Database:
         count, oldest, _ = self._connection.execute(sql.DEPTH).fetchone()
         return count, oldest
 
+    def kept_for_a_person(self) -> tuple[int, int]:
+        """Count the unreadable answers, and the messages that the broker refused."""
+        unreadable, aside = self._connection.execute(sql.FOR_A_PERSON).fetchone()
+        return unreadable, aside
+
     def empty_log(self) -> None:
         """Fold the write-ahead log in and empty it: what was overwritten or deleted still stands in it."""
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

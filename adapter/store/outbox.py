@@ -178,6 +178,10 @@ class Outbox:
         oldest_at, size_bytes = await self._writer.read(lambda database: (database.depth()[1], database.size_bytes()))
         return (0.0 if oldest_at is None else max(0.0, steady_time() - oldest_at)), size_bytes
 
+    async def kept_for_a_person(self) -> tuple[int, int]:
+        """Count what waits for somebody to look at it: unreadable answers, and messages that the broker refused."""
+        return await self._writer.read(Database.kept_for_a_person)
+
     def beat(self, health: dict[str, Any]) -> None:
         """Leave a sign of life for `ccgateway2mqtt health`."""
         self._lock.beat(health)

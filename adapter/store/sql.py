@@ -68,6 +68,7 @@ KEEP_UNREADABLE = "INSERT INTO unreadable (at, work_no, reason, size_bytes, head
 TRIM_UNREADABLE = f"DELETE FROM unreadable WHERE number <= (SELECT max(number) FROM unreadable) - {UNREADABLE_KEPT}"  # noqa: S608 - our own number
 TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - {ASIDE_KEPT}"  # noqa: S608 - our own number
 SET_ASIDE = "INSERT INTO aside (at, topic, reason, payload) VALUES (?, ?, ?, ?)"
+FOR_A_PERSON = "SELECT (SELECT count(*) FROM unreadable), (SELECT count(*) FROM aside)"
 DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
 SAVE_AGENT = """
 INSERT INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)
