@@ -8,6 +8,7 @@ OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
 RIVALS := build/rivals
 ASYNCAPI := build/asyncapi
+OBSERVABILITY := build/observability
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
 # Tests wait for real programs most of the time, so that four at once suit two cores.
@@ -15,7 +16,7 @@ PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -53,6 +54,16 @@ test-contract: $(ASYNCAPI)/.installed ## schemas/asyncapi.yaml, by AsyncAPI's ow
 
 # Without a lock file, as below.
 $(ASYNCAPI)/.installed: scripts/asyncapi/package.json scripts/asyncapi/validate.mjs
+	@scripts/need node:nodejs npm:npm
+	mkdir -p $(@D) && cp $^ $(@D)
+	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test-observability: $(VENV)/.development $(OBSERVABILITY)/.installed ## alerts and dashboard, on a real Prometheus
+	@scripts/need mosquitto:mosquitto prometheus:prometheus promtool:prometheus
+	$(BIN)/pytest tests_observability $(ARGS)
+
+$(OBSERVABILITY)/.installed: tests_observability/package.json
 	@scripts/need node:nodejs npm:npm
 	mkdir -p $(@D) && cp $^ $(@D)
 	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
