@@ -7,6 +7,7 @@ AUDIT_VENV := .venv-audit
 OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
 RIVALS := build/rivals
+NODE_RED := build/node_red
 ASYNCAPI := build/asyncapi
 OBSERVABILITY := build/observability
 PIP_FLAGS := --quiet --disable-pip-version-check
@@ -15,8 +16,16 @@ PINNED := --constraint constraints.txt --build-constraint constraints.txt
 PYTEST_FLAGS ?= -n 4
 ARGS ?=
 
+# Without a lock file, which would name a registry: the versions are in package.json.
+define npm-install
+@scripts/need node:nodejs npm:npm
+mkdir -p $(@D) && cp $^ $(@D)
+cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
+@touch $@
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -52,22 +61,21 @@ test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel,
 test-contract: $(ASYNCAPI)/.installed ## schemas/asyncapi.yaml, by AsyncAPI's own parser
 	node $(ASYNCAPI)/validate.mjs schemas/asyncapi.yaml
 
-# Without a lock file, as below.
 $(ASYNCAPI)/.installed: scripts/asyncapi/package.json scripts/asyncapi/validate.mjs
-	@scripts/need node:nodejs npm:npm
-	mkdir -p $(@D) && cp $^ $(@D)
-	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
-	@touch $@
+	$(npm-install)
+
+test-nodered: $(VENV)/.development programs $(NODE_RED)/.installed ## the shipped flows in a real Node-RED, on a real broker and in a browser
+	$(BIN)/pytest -n 2 $(ARGS) tests_nodered
+
+$(NODE_RED)/.installed: tests_nodered/package.json
+	$(npm-install)
 
 test-observability: $(VENV)/.development $(OBSERVABILITY)/.installed ## alerts and dashboard, on a real Prometheus
 	@scripts/need mosquitto:mosquitto prometheus:prometheus promtool:prometheus
 	$(BIN)/pytest tests_observability $(ARGS)
 
 $(OBSERVABILITY)/.installed: tests_observability/package.json
-	@scripts/need node:nodejs npm:npm
-	mkdir -p $(@D) && cp $^ $(@D)
-	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
-	@touch $@
+	$(npm-install)
 
 wheel: dist/.built ## build the wheel into dist/
 
@@ -87,12 +95,8 @@ $(RIVALS)/go/poll: bench/rivals/go/main.go bench/rivals/go/go.mod
 	@scripts/need go:golang-go
 	cd bench/rivals/go && GOPROXY=off GOTOOLCHAIN=local go build -o $(CURDIR)/$@ .
 
-# Without a lock file, which would name a registry: the version is in package.json.
 $(RIVALS)/node_red/.installed: bench/rivals/node_red/package.json
-	@scripts/need node:nodejs npm:npm
-	mkdir -p $(@D) && cp $< $(@D)
-	cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --loglevel=error
-	@touch $@
+	$(npm-install)
 
 chaos: $(VENV)/.development programs ## 100 kills of the program, and the proof that nothing is lost; options: make chaos ARGS="--kills 20"
 	$(BIN)/python -m bench.chaos $(ARGS)

@@ -53,7 +53,7 @@ MAY_WRITE = {
 MAY_READ = {
     "adapter": EVERYTHING,
     "dashboard": SHOWN | STATUS,
-    "sender": SHOWN | {CALLDATA_RESULT},
+    "sender": SHOWN | {TOPICS.bridge("health"), CALLDATA_RESULT},
     "operator": SHOWN | STATUS | {SESSION_RESULT, RESPONSE},
 }
 

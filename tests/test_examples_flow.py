@@ -1,5 +1,9 @@
-"""Tests of examples/node-red/: the flow's structure, and its functions run by node as Node-RED runs them."""
+"""Tests of examples/node-red/: the flows' structure, and their functions run by node as Node-RED runs them.
 
+In a real Node-RED they are tested by tests_nodered/.
+"""
+
+import itertools
 import json
 import re
 import subprocess
@@ -7,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapter.catalogue import EVENT_TYPES
 from adapter.topics import Topics
 from tests.examples_support import EXAMPLES, find
 
@@ -16,16 +21,23 @@ EVENT_ID = "0b9c6a52-3d5e-4a53-9d0e-6f5a1e0c7b11"
 Node = dict[str, Any]
 
 RUN_FUNCTION = """
-const [code, messages] = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+const [code, messages, properties] = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
 const stored = new Map();
 const context = { get: (key) => stored.get(key), set: (key, value) => stored.set(key, value) };
 const statuses = [];
 const node = { status: (status) => statuses.push(status) };
-const run = new Function("msg", "node", "context", code);
-const answers = messages.map((message) => run(message, node, context) ?? null);
+const env = { get: (name) => properties[name] };
+const run = new Function("msg", "node", "context", "env", code);
+const answers = messages.map((message) => {
+    Date.now = () => 1000 * (message.at ?? 0);
+    return run(message, node, context, env) ?? null;
+});
 console.log(JSON.stringify({ answers, statuses }));
 """
-"""What Node-RED does with a function node, as far as ours use it: msg, node.status, context."""
+"""What Node-RED does with a function node, as far as ours use it: msg, node.status, context, env.
+
+The member `at` of a message is the time by the clock, in seconds.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +53,16 @@ def named(flow: list[Node], name: str) -> Node:
     return node
 
 
+def properties(flow: list[Node]) -> dict[str, float]:
+    """Read what the flows' own properties set."""
+    return {each["name"]: float(each["value"]) for node in flow if node["type"] == "tab" for each in node["env"]}
+
+
 def run_function(flow: list[Node], name: str, *messages: object) -> tuple[list[Any], list[str]]:
     """Run a function node's code on messages, one after the other; give its answers and the texts of its status."""
     completed = subprocess.run(
         [find("node"), "-e", RUN_FUNCTION],
-        input=json.dumps([named(flow, name)["func"], messages]),
+        input=json.dumps([named(flow, name)["func"], messages, properties(flow)]),
         capture_output=True,
         text=True,
         check=False,
@@ -83,7 +100,19 @@ def test_the_flow_holds_together(flow: list[Node]) -> None:
 
 def test_the_flow_needs_only_the_dashboard(flow: list[Node]) -> None:
     """Apart from FlowFuse's dashboard, every node comes with Node-RED 4."""
-    core = {"tab", "comment", "debug", "delay", "function", "mqtt in", "mqtt out", "mqtt-broker"}
+    core = {
+        "tab",
+        "comment",
+        "debug",
+        "delay",
+        "function",
+        "inject",
+        "mqtt in",
+        "mqtt out",
+        "mqtt-broker",
+        "status",
+        "switch",
+    }
     others = {node["type"] for node in flow} - core
 
     assert others == {"ui-base", "ui-page", "ui-group", "ui-theme", "ui-template"}
@@ -98,25 +127,40 @@ def test_the_flow_carries_no_credentials(flow: list[Node]) -> None:
 
 
 def test_the_flow_listens_to_the_published_topics(flow: list[Node]) -> None:
-    """Tiles come from retained topics; what sends call data comes from the stream, which never is retained."""
-    topics = {node["name"]: node["topic"] for node in flow if node["type"] == "mqtt in"}
+    """What is shown comes from retained topics; what sends call data comes from the stream, which never is retained."""
+    topics = {(node["z"][-1], node["name"]): node["topic"] for node in flow if node["type"] == "mqtt in"}
     assert topics == {
-        "states": TOPICS.state("+"),
-        "adapter": TOPICS.bridge("availability"),
-        "stream": TOPICS.events("+"),
-        "results": TOPICS.result("+", "calldata"),
+        ("1", "states"): TOPICS.state("+"),
+        ("1", "availability"): TOPICS.availability("+"),
+        ("8", "stream"): TOPICS.events("+"),
+        ("8", "results"): TOPICS.result("+", "calldata"),
+        ("9", "bridge availability"): TOPICS.bridge("availability"),
+        ("9", "bridge health"): TOPICS.bridge("health"),
     }
-    assert named(flow, "stream")["wires"] == [[named(flow, "look up the caller")["id"]]]
-    assert named(flow, "look up the caller")["wires"] == [[named(flow, "call data")["id"]]]
+    way = ["stream", "each once", "what happened", "look up the caller", "call data"]
+    for name, following in itertools.pairwise(way):
+        assert named(flow, name)["wires"][0] == [named(flow, following)["id"]]
     assert (named(flow, "call data")["topic"], named(flow, "call data")["retain"]) == ("", "false")
 
 
-@pytest.mark.parametrize("event_type", ["AgentEvent_Ringing", "AgentEvent_Auto_Answer"])
-def test_the_flow_answers_a_known_caller(flow: list[Node], event_type: str) -> None:
+def test_the_sorter_knows_the_catalogue(flow: list[Node]) -> None:
+    """Each type that events are sorted by is one of the gateway's; only a ringing telephone leads to a look-up."""
+    *rules, rest = named(flow, "what happened")["rules"]
+    sorted_by = [[name for name in EVENT_TYPES if re.fullmatch(rule["v"], name)] for rule in rules]
+
+    assert sorted_by == [
+        ["AgentEvent_Ringing", "AgentEvent_Auto_Answer"],
+        ["AgentEvent_Talking"],
+        ["AgentEvent_Call_Release"],
+        ["AgentOther_ShutdownService"],
+    ]
+    assert rest == {"t": "else"}
+    assert named(flow, "what happened")["wires"][1:] == [[], [], [], []]
+
+
+def test_the_flow_answers_a_known_caller(flow: list[Node]) -> None:
     """A ringing event becomes a command whose id is made from the event's, so a repeat is carried out once (C4)."""
-    (answer, repeat), (status, _) = run_function(
-        flow, "look up the caller", ringing(eventType=event_type), ringing(eventType=event_type)
-    )
+    (answer, repeat), (status, _) = run_function(flow, "look up the caller", ringing(), ringing())
 
     assert answer["topic"] == TOPICS.command("101", "calldata")
     assert set(answer["payload"]) == {"id", "calldata", "ttl"}
@@ -127,24 +171,35 @@ def test_the_flow_answers_a_known_caller(flow: list[Node], event_type: str) -> N
     assert status == "101: sent, goes with the next poll"
 
 
+@pytest.mark.parametrize("content", [{"caller": "020"}, {"caller": "constructor"}, None, "1456403549-15"])
+def test_a_caller_who_is_not_known_gets_nothing(flow: list[Node], content: object) -> None:
+    """Unknown callers, and events whose content has none, send nothing."""
+    answers, _ = run_function(flow, "look up the caller", ringing(content=content))
+
+    assert answers == [None]
+
+
 @pytest.mark.parametrize(
     "message",
     [
-        ringing(eventType="AgentState_Ready", content=None),
-        ringing(content={"caller": "020"}),
-        ringing(content={"caller": "constructor"}),
-        ringing(content=None),
-        ringing(content="1456403549-15"),
         ringing(replayed=True),
         ringing() | {"retain": True},
+        ringing(eventType=None),
         {"topic": TOPICS.events("101"), "payload": ""},
     ],
 )
-def test_the_flow_leaves_the_rest_alone(flow: list[Node], message: dict[str, object]) -> None:
-    """Other events, unknown callers, events that come late and empty messages send nothing."""
-    answers, _ = run_function(flow, "look up the caller", message)
+def test_what_is_no_news_sets_nothing_off(flow: list[Node], message: dict[str, object]) -> None:
+    """Events that come late, retained ones, and what is no event lead to nothing."""
+    answers, _ = run_function(flow, "each once", message)
 
     assert answers == [None]
+
+
+def test_each_event_passes_once(flow: list[Node]) -> None:
+    """D2: a repeat carries the same id, and stops here; another event passes."""
+    answers, _ = run_function(flow, "each once", ringing(), ringing(), ringing(id="another"), ringing())
+
+    assert [answer and answer["payload"]["id"] for answer in answers] == [EVENT_ID, None, "another", None]
 
 
 def test_the_flow_shows_its_own_results(flow: list[Node]) -> None:
@@ -164,26 +219,66 @@ def test_the_flow_shows_its_own_results(flow: list[Node]) -> None:
     assert [answer and answer["payload"] for answer in answers] == [*statuses, None]
 
 
-def test_the_flow_collects_tiles(flow: list[Node]) -> None:
-    """Each state becomes a tile, by name; an empty one takes it away; the adapter's absence is told."""
-    state = {"workNo": "102", "name": "Ben", "group": None, "state": "idle", "since": "2025-03-01T08:00:00.000Z"}
-    ben, amina = state | {"call": None}, state | {"workNo": "101", "name": "Amina", "call": None}
+CONNECTED = {"status": {"fill": "green"}}
+ONLINE = {"topic": TOPICS.bridge("availability"), "payload": "online"}
+OFFLINE = ONLINE | {"payload": "offline"}
 
-    answers, _ = run_function(
+
+def test_the_flow_collects_tiles(flow: list[Node]) -> None:
+    """Each state becomes a tile, by group and name; an empty one takes it away; whoever is away is told."""
+    ben = {"workNo": "102", "name": "Ben", "group": None, "state": "idle", "since": "2025-03-01T08:00:00.000Z"}
+    ben |= {"call": None}
+    amina = ben | {"workNo": "101", "name": "Amina"}
+    cut_off, away = "Node-RED is cut off from the broker.", "The adapter is away."
+
+    answers, statuses = run_function(
         flow,
         "collect",
         {"topic": TOPICS.state("102"), "payload": ben},
-        {"topic": TOPICS.bridge("availability"), "payload": "online"},
+        CONNECTED,
+        ONLINE,
         {"topic": TOPICS.state("101"), "payload": amina | {"eventId": EVENT_ID}},
+        {"topic": TOPICS.availability("101"), "payload": "online"},
         {"topic": TOPICS.state("102"), "payload": ""},
-        {"topic": TOPICS.bridge("availability"), "payload": "offline"},
+        OFFLINE,
+        {"status": {"fill": "red"}},
     )
 
+    unreached, reached = {"reachable": False}, {"reachable": True}
     assert [answer["payload"] for answer in answers] == [
-        {"online": False, "tiles": [ben]},
-        {"online": True, "tiles": [ben]},
-        {"online": True, "tiles": [amina, ben]},
-        {"online": True, "tiles": [amina]},
-        {"online": False, "tiles": [amina]},
+        {"trouble": cut_off, "tiles": [ben | unreached]},
+        {"trouble": away, "tiles": [ben | unreached]},
+        {"trouble": None, "tiles": [ben | unreached]},
+        {"trouble": None, "tiles": [amina | unreached, ben | unreached]},
+        {"trouble": None, "tiles": [amina | reached, ben | unreached]},
+        {"trouble": None, "tiles": [amina | reached]},
+        {"trouble": away, "tiles": [amina | reached]},
+        {"trouble": cut_off, "tiles": [amina | reached]},
     ]
-    assert {answer["topic"] for answer in answers} == {"tiles"}
+    assert {answer["topic"] for answer in answers} == {"wall"}
+    assert statuses[-3:] == ["agents: 1", away, cut_off]
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        # A restart of the adapter is shorter than alert_after: nobody is woken.
+        ([OFFLINE | {"at": 10}, {"at": 39}, ONLINE | {"at": 39.5}, {"at": 100}], []),
+        ([OFFLINE | {"at": 10}, {"at": 40}, {"at": 50}, ONLINE | {"at": 60}], ["offline", "well"]),
+        # One trouble after the other is one alert.
+        ([OFFLINE | {"at": 10}, {"at": 40}, {"status": {"fill": "red"}, "at": 50}, {"at": 90}], ["offline"]),
+        # Health that stops; a single message is enough for all to be well.
+        (
+            [{"at": 149}, {"at": 151}, {"at": 181}, {"topic": TOPICS.bridge("health"), "at": 200}],
+            ["sign of health", "well"],
+        ),
+        ([{"topic": TOPICS.bridge("health"), "at": 60}, {"at": 209}, {"at": 239}], []),
+    ],
+)
+def test_the_alert_waits_and_comes_once(flow: list[Node], messages: list[dict[str, object]], told: list[str]) -> None:
+    """The bridge's trouble is told after 30 s of it, once, and its end once; health that is 150 s old is trouble."""
+    answers, _ = run_function(flow, "once each way", CONNECTED, ONLINE, *messages)
+
+    said = [answer for answer in answers if answer]
+    assert [answer["alert"] for answer in said] == [word != "well" for word in told]
+    assert all(word in answer["payload"] for word, answer in zip(told, said, strict=True))
