@@ -164,7 +164,7 @@ class App:
                 limit_bytes=self._config.storage.max_mb * 1024 * 1024,
                 connected=lambda: self._link.connection is not None,
             )
-            await stack.enter_async_context(listen(self._config.http, exporter))
+            await stack.enter_async_context(listen(self._config.http, exporter, topics.prefix))
         if self._config.home_assistant.discovery:
             from adapter.home_assistant import Announcing  # noqa: PLC0415 - as above
 

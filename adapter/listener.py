@@ -1,4 +1,4 @@
-"""The HTTP listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches processes.
+"""The HTTP listener: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches processes, and the wall.
 
 Beside the way from answer to topic: off unless `http.listen` is set, and only then are aiohttp and
 prometheus-client imported.
@@ -22,7 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from adapter import __version__
+from adapter import __version__, wall
 from adapter.bridge import Bridge, resident_bytes
 from adapter.config import HttpConfig
 from adapter.errors import StartError, StorageError
@@ -30,6 +30,10 @@ from adapter.loop_delay import LoopDelay
 from adapter.metrics import Counters
 from adapter.payloads import SessionPhase
 from adapter.store.outbox import Outbox
+
+_WALL = "/wall/"
+
+_log = logging.getLogger(__name__)
 
 _COUNTERS = {
     "polls": "Polls begun.",
@@ -120,8 +124,13 @@ def _is_our_trouble(record: logging.LogRecord) -> bool:
 
 
 @asynccontextmanager
-async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
+async def listen(config: HttpConfig, exporter: Exporter, topic_prefix: str) -> AsyncIterator[int]:
     """Serve while the context lasts; give the port.
+
+    Args:
+        config: Where, and what.
+        exporter: Gives the figures.
+        topic_prefix: `mqtt.topic_prefix`, which the wall page is told. It is told no log-in.
 
     Raises:
         StartError: The address cannot be listened on.
@@ -144,6 +153,9 @@ async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
     logging.getLogger("aiohttp.server").addFilter(_is_our_trouble)
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    if config.wall:
+        settings = wall.Settings(broker=config.wall_broker, prefix=topic_prefix, ask=True)
+        application.add_routes(wall.routes(settings, at=_WALL))
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
@@ -153,6 +165,10 @@ async def listen(config: HttpConfig, exporter: Exporter) -> AsyncIterator[int]:
         except OSError as error:
             reason = f"http.listen: {config.host}:{config.port}: {error.strerror or error}"
             raise StartError(reason, exit_code=1) from error
-        yield runner.addresses[0][1]
+        port = runner.addresses[0][1]
+        if config.wall:
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            _log.info("wall: http://%s:%d%s", host, port, _WALL)
+        yield port
     finally:
         await runner.cleanup()

@@ -4,10 +4,14 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright
 
+from adapter.nats import NatsServer, run_nats
 from adapter.simulator import Simulator
 from tests.adapter_support import HOLD_S
 from tests.broker_support import Broker, Peer, mosquitto
+from tests.wall_support import find_browser
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +41,22 @@ async def simulator() -> AsyncIterator[Simulator]:
     async with Simulator(agents=["101", "102"], hold_s=HOLD_S) as made:
         yield made
         assert made.violations == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Run one browser for all tests of a file; every test has a page of its own."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def embedded() -> AsyncIterator[NatsServer]:
+    """Run one nats-server for all tests of a file; every test has a topic prefix of its own."""
+    async with run_nats() as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

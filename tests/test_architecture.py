@@ -34,8 +34,8 @@ FLOORS = (
     ("diagnostics", "operations"),
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
-    ("preparation", "loop_delay", "listener", "app"),
-    ("simulator", "wall", "nats", "check", "send", "watch"),
+    ("preparation", "loop_delay", "wall", "listener", "app"),
+    ("simulator", "nats", "check", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
     ("cli", "__main__"),

@@ -104,7 +104,20 @@ def test_gateway_address_ends_without_slash() -> None:
 )
 def test_listen(listen: str, host: str, port: int) -> None:
     """The listener's address may be a name, IPv4, or IPv6 in brackets."""
-    assert loaded(SOUND + f'http: {{listen: "{listen}"}}').http == HttpConfig(host=host, port=port)
+    assert loaded(SOUND + f'http: {{listen: "{listen}"}}').http == HttpConfig(
+        host=host, port=port, wall=False, wall_broker=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [("wss://b.example/x", "wss://b.example/x"), ("ws://b.example:8084", "ws://b.example:8084/mqtt")],
+)
+def test_wall(given: str, used: str) -> None:
+    """The wall page is off by default, and may be told where browsers find the broker; the path is as in mqtt.url."""
+    config = loaded(SOUND + f'http: {{listen: "[::1]:0", wall: true, wall_broker: "{given}"}}')
+
+    assert config.http == HttpConfig(host="::1", port=0, wall=True, wall_broker=used)
 
 
 @pytest.mark.parametrize("off", ["privacy: off", "privacy:", "http: false", "http: ~"])

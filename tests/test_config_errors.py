@@ -154,6 +154,18 @@ APPENDED = [
         '3: http.listen: expected HOST:PORT, as in "127.0.0.1:9464" or "[::1]:9464", got "[::g]:1"',
     ),
     ("http: {listen: h}", '3: http.listen: expected HOST:PORT, as in "127.0.0.1:9464" or "[::1]:9464", got "h"'),
+    (
+        "http: {listen: 'h:1', wall_broker: 'ws://b'}",
+        "3: http.wall_broker: expected wall: true beside it",
+    ),
+    (
+        "http: {listen: 'h:1', wall: true, wall_broker: 'mqtt://b'}",
+        '3: http.wall_broker: expected an address that begins with ws:// or wss://, got "mqtt://b"',
+    ),
+    (
+        "http: {listen: 'h:1', wall: true, wall_broker: 'wss://u:hunter2@b'}",
+        "3: http.wall_broker: expected no user name or password in the address, viewers enter it, got text (not shown)",
+    ),
     ("log: {level: loud}", '3: log.level: expected debug, info, warning or error, got "loud"'),
     ("log: {format: xml}", '3: log.format: expected text or json, got "xml"'),
     ("verify: false", f'3: unknown key "verify", expected one of {SECTIONS}'),

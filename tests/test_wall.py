@@ -1,85 +1,25 @@
 """The page, in a real browser against a real broker: what it shows, what it sends, and that it can be read."""
 
 import asyncio
-import itertools
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from adapter.nats import NatsServer, run_nats
-from adapter.payloads import CallPayload, RosterAgent, StateName, Status
+from adapter.payloads import CallPayload, RosterAgent, Status
 from adapter.wall import Settings, files_directory, serve
-from tests.wall_support import Client, Feed, find_browser, moment, until
+from tests.wall_page_support import RINGING, STATES, open_wall, show_everything
+from tests.wall_support import moment, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STATES: tuple[StateName, ...] = ("idle", "busy", "rest", "work", "in_call", "signed_out", "unknown")
-RINGING = CallPayload(call_id="c-1", phase="ringing", caller="13800138000", called="8101", direction="in")
-_prefixes = (f"wall{number}" for number in itertools.count(1))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wall:
-    """An open page and the adapter's part of the broker behind it."""
-
-    page: Page
-    feed: Feed
-    said: list[str]
-
-    def tile(self, work_no: str) -> Any:  # noqa: ANN401 - playwright's Locator, whose methods are not fully typed
-        """Locate an agent's tile."""
-        return self.page.locator(f'.tile[data-work-no="{work_no}"]')
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One browser for all tests of this file; every test has a page of its own."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def broker() -> AsyncIterator[NatsServer]:
-    """One broker for all tests of this file; every test has a topic prefix of its own."""
-    async with run_nats() as server:
-        yield server
-
-
-@asynccontextmanager
-async def open_wall(browser: Browser, broker: NatsServer, **options: Any) -> AsyncIterator[Wall]:  # noqa: ANN401 - playwright's
-    """Open the page at an empty broker prefix; no error may have been thrown in it at the end."""
-    prefix = next(_prefixes)
-    settings = Settings(broker=broker.websocket_url, prefix=prefix)
-    options = {"viewport": {"width": 1920, "height": 1080}, "color_scheme": "light"} | options
-    async with Client(broker) as client, serve("127.0.0.1", 0, settings) as url:
-        page = await browser.new_page(**options)
-        errors: list[str] = []
-        said: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: said.append(message.text))
-        await page.goto(url)
-        await expect(page.locator("#broker")).to_have_text("Broker connected")
-        try:
-            yield Wall(page=page, feed=Feed(client, prefix), said=said)
-        finally:
-            await page.close()
-        assert errors == []
-        assert not any("Content Security Policy" in line for line in said)
-
-
-async def test_tiles_appear_in_their_groups(browser: Browser, broker: NatsServer) -> None:
+async def test_tiles_appear_in_their_groups(browser: Browser, embedded: NatsServer) -> None:
     """The roster gives names, groups and order; agents without a group stand last; the header counts states."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await expect(wall.page.locator("#waiting")).to_be_visible()
         await wall.feed.bridge()
         await wall.feed.roster(
@@ -102,17 +42,17 @@ async def test_tiles_appear_in_their_groups(browser: Browser, broker: NatsServer
         await expect(wall.page.locator("#waiting")).to_be_hidden()
 
 
-async def test_a_tile_appears_from_its_state_alone(browser: Browser, broker: NatsServer) -> None:
+async def test_a_tile_appears_from_its_state_alone(browser: Browser, embedded: NatsServer) -> None:
     """An agent without a roster is shown too, with what its state tells."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.state("101", "rest", name="Amina", group="Support")
         await expect(wall.tile("101").locator(".name")).to_have_text("Amina")
         await expect(wall.page.locator(".group")).to_have_text("Support")
 
 
-async def test_changes_show_with_call_and_events(browser: Browser, broker: NatsServer) -> None:
+async def test_changes_show_with_call_and_events(browser: Browser, embedded: NatsServer) -> None:
     """A change of state, the call with its phase and parties, its time, and the last events appear at once."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         tile = wall.tile("101")
         await wall.feed.state("101", "idle", ago_s=3700)
         await expect(tile).to_have_attribute("data-state", "idle")
@@ -133,9 +73,9 @@ async def test_changes_show_with_call_and_events(browser: Browser, broker: NatsS
         await expect(tile.locator(".party")).to_have_text("to 02151234567")
 
 
-async def test_an_offline_agent_looks_different(browser: Browser, broker: NatsServer) -> None:
+async def test_an_offline_agent_looks_different(browser: Browser, embedded: NatsServer) -> None:
     """While an agent is offline its tile says "last known" and why, has a broken line and no state colour."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         tile = wall.tile("101")
         await wall.feed.state("101", "idle")
         await wall.feed.session("101", "polling")
@@ -154,9 +94,9 @@ async def test_an_offline_agent_looks_different(browser: Browser, broker: NatsSe
         await expect(tile.locator(".known")).to_be_hidden()
 
 
-async def test_a_signed_out_agent_is_not_last_known(browser: Browser, broker: NatsServer) -> None:
+async def test_a_signed_out_agent_is_not_last_known(browser: Browser, embedded: NatsServer) -> None:
     """Signed out is the truth, not the last thing known, and says the gateway's code."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         tile = wall.tile("101")
         await wall.feed.state("101", "idle")
         await wall.feed.session("101", "signed_out", retcode="100-006", message="agent not signed in")
@@ -169,9 +109,9 @@ async def test_a_signed_out_agent_is_not_last_known(browser: Browser, broker: Na
         await expect(tile.locator(".note")).to_have_text("Signing in …")
 
 
-async def test_without_the_adapter_everything_is_last_known(browser: Browser, broker: NatsServer) -> None:
+async def test_without_the_adapter_everything_is_last_known(browser: Browser, embedded: NatsServer) -> None:
     """When the adapter goes, a banner says so, and every tile is only the last known; also to a screen reader."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.bridge()
         await wall.feed.state("101", "idle")
         await wall.feed.session("101", "polling")
@@ -185,9 +125,9 @@ async def test_without_the_adapter_everything_is_last_known(browser: Browser, br
         await expect(wall.tile("101")).to_have_attribute("data-belief", "live")
 
 
-async def test_the_backlog_is_shown(browser: Browser, broker: NatsServer) -> None:
+async def test_the_backlog_is_shown(browser: Browser, embedded: NatsServer) -> None:
     """What waits in the outbox, and what is at risk, stands in a banner until it is gone."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         banner = wall.page.locator("#backlog")
         await wall.feed.health()
         await expect(wall.page.locator("#outbox")).to_have_text("Outbox empty")
@@ -233,9 +173,9 @@ async def test_a_broker_outage_shows_and_heals(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("roster_first", [True, False])
-async def test_an_agent_that_left_is_gone(browser: Browser, broker: NatsServer, *, roster_first: bool) -> None:
+async def test_an_agent_that_left_is_gone(browser: Browser, embedded: NatsServer, *, roster_first: bool) -> None:
     """Left out of the roster, its topics cleared, in either order: an agent has no tile and its group no heading."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         amina = RosterAgent(work_no="101", name="Amina", group="Support")
         await wall.feed.roster(amina, RosterAgent(work_no="102", name="Bruno", group="Sales"))
         await wall.feed.state("101", "idle")
@@ -277,10 +217,10 @@ async def test_what_left_during_an_outage_is_gone(browser: Browser) -> None:
     ],
 )
 async def test_call_data_comes_back(
-    browser: Browser, broker: NatsServer, status: Status, more: dict[str, str], shown: str
+    browser: Browser, embedded: NatsServer, status: Status, more: dict[str, str], shown: str
 ) -> None:
     """C2: what is sent says "goes with the next poll", waits, and shows its own result, not another sender's."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.roster(
             RosterAgent(work_no="101", name="Amina", group=None), RosterAgent(work_no="102", name="Bruno", group=None)
         )
@@ -305,9 +245,9 @@ async def test_call_data_comes_back(
         await expect(wall.page.locator("#spoken")).not_to_contain_text("not yours")
 
 
-async def test_call_data_without_a_result_says_so(browser: Browser, broker: NatsServer) -> None:
+async def test_call_data_without_a_result_says_so(browser: Browser, embedded: NatsServer) -> None:
     """Where no result comes within the time to live and two polls, the page says that it does not know."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.state("101", "idle")
         commands = await wall.feed.commands("101")
         await wall.page.fill("#send-value", "x")
@@ -319,9 +259,9 @@ async def test_call_data_without_a_result_says_so(browser: Browser, broker: Nats
         await wall.feed.result("101", commands()[0]["id"], "applied")
 
 
-async def test_call_data_is_measured_in_bytes(browser: Browser, broker: NatsServer) -> None:
+async def test_call_data_is_measured_in_bytes(browser: Browser, embedded: NatsServer) -> None:
     """C1: 2,048 bytes of UTF-8 can be sent, one more cannot, nor nothing."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.state("101", "idle")
         await expect(wall.page.locator("#send-agent option")).to_have_count(1)
         button = wall.page.locator("#send-button")
@@ -334,10 +274,10 @@ async def test_call_data_is_measured_in_bytes(browser: Browser, broker: NatsServ
         await expect(wall.page.locator("#send-value")).to_have_attribute("aria-invalid", "true")
 
 
-async def test_nothing_from_the_wire_becomes_markup(browser: Browser, broker: NatsServer) -> None:
+async def test_nothing_from_the_wire_becomes_markup(browser: Browser, embedded: NatsServer) -> None:
     """Markup in a name, a group, an event, its content, a call or a message is shown as the text it is."""
     evil = "<img src=x onerror=\"document.title='owned'\"><b class=owned>"
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.roster(RosterAgent(work_no="101", name=evil, group=evil))
         call = CallPayload(call_id=evil, phase="talking", caller=evil, called=evil, direction=None)
         await wall.feed.state("101", "in_call", call=call, reason=evil)
@@ -351,9 +291,9 @@ async def test_nothing_from_the_wire_becomes_markup(browser: Browser, broker: Na
         assert await wall.page.title() == "Agents"
 
 
-async def test_a_broken_payload_breaks_nothing(browser: Browser, broker: NatsServer) -> None:
+async def test_a_broken_payload_breaks_nothing(browser: Browser, embedded: NatsServer) -> None:
     """Whatever comes on a topic, the page goes on with the next good one."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         topics = wall.feed.topics
         for payload in (b"", b"{", b"[]", b"null", b"5", b'{"state": 5, "call": 1, "since": []}', b"\xff\xfe"):
             for topic in (*topics.retained("101"), topics.events("101"), topics.roster(1), topics.bridge("health")):
@@ -364,9 +304,9 @@ async def test_a_broken_payload_breaks_nothing(browser: Browser, broker: NatsSer
         await expect(wall.tile("101").locator(".state")).to_have_text("Idle")
 
 
-async def test_details_and_keyboard(browser: Browser, broker: NatsServer) -> None:
-    """Arrows move between tiles, Enter opens an agent with its last 20 events and their content, Escape closes."""
-    async with open_wall(browser, broker) as wall:
+async def test_details_and_keyboard(browser: Browser, embedded: NatsServer) -> None:
+    """Arrows move between tiles, Enter opens an agent with its last events and their content, Escape closes."""
+    async with open_wall(browser, embedded) as wall:
         for number in range(101, 121):
             await wall.feed.state(str(number), "idle", group="Sales" if number < 111 else "Support")
         for number in range(22):
@@ -390,7 +330,7 @@ async def test_details_and_keyboard(browser: Browser, broker: NatsServer) -> Non
         await wall.page.keyboard.press("Enter")
         detail = wall.page.locator("#detail")
         await expect(detail).to_be_visible()
-        await expect(detail.locator("li")).to_have_count(20)
+        await expect(detail.locator("li")).to_have_count(22)
         await expect(detail.locator(".content").first).to_contain_text('"number": 21')
         await wall.feed.state("101", "in_call", call=RINGING)
         await expect(detail.locator("#fact-state")).to_contain_text("In call")
@@ -403,9 +343,9 @@ async def test_details_and_keyboard(browser: Browser, broker: NatsServer) -> Non
         await expect(wall.page.locator("#send-value")).to_be_focused()
 
 
-async def test_a_state_can_be_looked_at_alone(browser: Browser, broker: NatsServer) -> None:
+async def test_a_state_can_be_looked_at_alone(browser: Browser, embedded: NatsServer) -> None:
     """Pressing a state's count shows its agents alone, pressing it again shows all."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.state("101", "idle", group="Sales")
         await wall.feed.state("102", "busy", group="Support")
         await expect(wall.page.locator(".tile:visible")).to_have_count(2)
@@ -418,9 +358,9 @@ async def test_a_state_can_be_looked_at_alone(browser: Browser, broker: NatsServ
         await expect(wall.page.locator(".tile:visible")).to_have_count(2)
 
 
-async def test_the_theme_can_be_chosen(browser: Browser, broker: NatsServer) -> None:
+async def test_the_theme_can_be_chosen(browser: Browser, embedded: NatsServer) -> None:
     """Without a choice the system's preference holds; the button goes through light and dark, and is remembered."""
-    async with open_wall(browser, broker, color_scheme="dark") as wall:
+    async with open_wall(browser, embedded, color_scheme="dark") as wall:
         background = "() => getComputedStyle(document.body).backgroundColor"
         dark = await wall.page.evaluate(background)
         await wall.page.click("#theme")
@@ -435,9 +375,9 @@ async def test_the_theme_can_be_chosen(browser: Browser, broker: NatsServer) -> 
         assert await wall.page.evaluate(background) == light
 
 
-async def test_no_motion_where_it_is_not_wanted(browser: Browser, broker: NatsServer) -> None:
+async def test_no_motion_where_it_is_not_wanted(browser: Browser, embedded: NatsServer) -> None:
     """The ringing bell moves, but not for those who asked their system for less motion."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         await wall.feed.state("101", "in_call", call=RINGING)
         await expect(wall.tile("101").locator(".phase")).to_be_visible()
         name = "() => getComputedStyle(document.querySelector('.phase-icon')).animationName"
@@ -480,28 +420,13 @@ AUDIT = """() => {
 }"""
 
 
-async def show_everything(wall: Wall) -> None:
-    """Bring every colour of the page onto it: all states, believed and not, banners, a ringing call."""
-    await wall.feed.bridge()
-    await wall.feed.health(depth=3, oldest_seconds=9)
-    for index, state in enumerate(STATES):
-        await wall.feed.state(str(101 + index), state, name=f"Agent {index}", reason="200")
-        await wall.feed.state(str(201 + index), state)
-        await wall.feed.session(str(201 + index), "retrying", message="connection refused")
-    await wall.feed.state("301", "in_call", call=RINGING)
-    await wall.feed.event("301", "AgentEvent_Ringing", ago_s=40, replayed=True)
-    await expect(wall.page.locator(".tile")).to_have_count(15)
-    await expect(wall.page.locator('.tile[data-belief="last-known"]')).to_have_count(6)
-    await expect(wall.page.locator("#backlog")).to_contain_text("came late")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_text_has_contrast(browser: Browser, broker: NatsServer, scheme: str) -> None:
+async def test_every_text_has_contrast(browser: Browser, embedded: NatsServer, scheme: str) -> None:
     """Every text of the page, state words above all, has a contrast of 4.5 : 1 to what is behind it, hatched or not.
 
     Source: WCAG 2.2, success criterion 1.4.3.
     """
-    async with open_wall(browser, broker, color_scheme=scheme) as wall:
+    async with open_wall(browser, embedded, color_scheme=scheme) as wall:
         await show_everything(wall)
         found: list[tuple[str, float]] = await wall.page.evaluate(AUDIT)
         assert [text for text, _ in found if text.startswith("state: ")] != []
@@ -510,9 +435,11 @@ async def test_every_text_has_contrast(browser: Browser, broker: NatsServer, sch
 
 
 @pytest.mark.parametrize(("agents", "density"), [(14, "roomy"), (30, "normal"), (70, "dense")])
-async def test_state_words_are_large_and_whole(browser: Browser, broker: NatsServer, agents: int, density: str) -> None:
+async def test_state_words_are_large_and_whole(
+    browser: Browser, embedded: NatsServer, agents: int, density: str
+) -> None:
     """On a 1080p screen every state word is at least 32 px high and none is cut off, however many agents there are."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         for number in range(agents):
             await wall.feed.state(str(101 + number), STATES[number % len(STATES)], ago_s=5000)
         await expect(wall.page.locator(".tile")).to_have_count(agents)
@@ -526,9 +453,9 @@ async def test_state_words_are_large_and_whole(browser: Browser, broker: NatsSer
         assert [word for word, _, beyond in words if beyond > 0] == []
 
 
-async def test_a_phone_needs_no_sideways_scrolling(browser: Browser, broker: NatsServer) -> None:
+async def test_a_phone_needs_no_sideways_scrolling(browser: Browser, embedded: NatsServer) -> None:
     """On a narrow phone nothing is wider than the screen, with banners, long names and the call data box open."""
-    async with open_wall(browser, broker, viewport={"width": 320, "height": 640}) as wall:
+    async with open_wall(browser, embedded, viewport={"width": 320, "height": 640}) as wall:
         await show_everything(wall)
         long = "Alexandra-Konstantina Papadopoulou-Wolfeschlegelstein"
         await wall.feed.state("101", "signed_out", name=long, group=long)
@@ -544,9 +471,9 @@ async def test_a_phone_needs_no_sideways_scrolling(browser: Browser, broker: Nat
         assert await wall.page.evaluate(cut) == 0
 
 
-async def test_five_hundred_agents_keep_their_tiles(browser: Browser, broker: NatsServer) -> None:
+async def test_five_hundred_agents_keep_their_tiles(browser: Browser, embedded: NatsServer) -> None:
     """With 500 tiles an update changes its tile in place: none is made anew or moved, and the last update is shown."""
-    async with open_wall(browser, broker) as wall:
+    async with open_wall(browser, embedded) as wall:
         work_nos = [str(1001 + number) for number in range(500)]
         for page in range(3):
             agents = [
@@ -571,9 +498,9 @@ async def test_five_hundred_agents_keep_their_tiles(browser: Browser, broker: Na
         assert await wall.page.evaluate("() => window.moved") == 0
 
 
-async def test_the_server_gives_files_and_settings_and_nothing_else(broker: NatsServer) -> None:
+async def test_the_server_gives_files_and_settings_and_nothing_else(embedded: NatsServer) -> None:
     """Files and settings go out with the policy and are never kept; other paths and other host names get nothing."""
-    settings = Settings(broker=broker.websocket_url, prefix="site/agents", username="wall", password="pw")  # noqa: S106 - nobody's
+    settings = Settings(broker=embedded.websocket_url, prefix="site/agents", username="wall", password="pw")  # noqa: S106 - nobody's
     assert "pw" not in repr(settings)
     async with serve("127.0.0.1", 0, settings) as url, httpx.AsyncClient(base_url=url) as client:
         index = await client.get("/")
@@ -582,11 +509,12 @@ async def test_the_server_gives_files_and_settings_and_nothing_else(broker: Nats
         assert index.headers["cache-control"] == "no-store"
         policy = index.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
-        assert f"connect-src 'self' {broker.websocket_url.removesuffix('/mqtt')};" in policy
+        assert f"connect-src 'self' {embedded.websocket_url.removesuffix('/mqtt')};" in policy
         told = (await client.get("/settings.json")).json()
         assert told == {
-            "broker": broker.websocket_url,
+            "broker": embedded.websocket_url,
             "prefix": "site/agents",
+            "ask": False,
             "username": "wall",
             "password": "pw",
         }

@@ -32,7 +32,7 @@ from adapter.topics import BRIDGE, WORK_NO
 
 SECRET_KEYS = frozenset({"password", "guid"})
 """Members whose value no error shows, wherever it came from."""
-ADDRESS_KEYS = frozenset({"url", "proxy"})
+ADDRESS_KEYS = frozenset({"url", "proxy", "wall_broker"})
 """Members which no error shows where they may hold a password or a token."""
 PATH_KEYS = frozenset({"ca_file", "cert_file", "key_file", "guid_file", "path"})
 """Members that name a file, relative to the file they stand in."""
@@ -87,6 +87,11 @@ def _responses_apart(mqtt: dict[str, object]) -> None:
         raise ExpectedError(
             what="a prefix that does not hold the topics of mqtt.topic_prefix", path=["response_prefix"]
         )
+
+
+def _wall_is_on(http: dict[str, object]) -> None:
+    if "wall_broker" in http and not http["wall"]:
+        raise ConflictError(what="expected wall: true beside it", path=["wall_broker"])
 
 
 _names = Each(line(64))
@@ -273,7 +278,17 @@ SCHEMA = Section(
             )
         ),
         _optional("http", "/metrics, /healthz and /readyz; left out: off."): OrOff(
-            Section({_required("listen", 'HOST:PORT, for example "127.0.0.1:9464".'): listen})
+            Section(
+                {
+                    _required("listen", 'HOST:PORT, for example "127.0.0.1:9464".'): listen,
+                    _optional("wall", "Whether the wall page is served too, at /wall/.", default=False): flag,
+                    _optional(
+                        "wall_broker",
+                        "The broker's websocket address as browsers reach it; left out: who opens the page enters it.",
+                    ): url("ws", "wss", hint="viewers enter it"),
+                },
+                Check(("wall", "wall_broker"), _wall_is_on),
+            )
         ),
         _section("log", "What the program says while it runs."): Section(
             {

@@ -183,10 +183,19 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
-    """Where the HTTP listener listens; port 0 is any free one."""
+    """The HTTP listener.
+
+    Attributes:
+        host: Where it listens.
+        port: 0 is any free one.
+        wall: Whether it serves the wall page.
+        wall_broker: Where browsers find the broker, ``ws://`` or ``wss://``; `None` leaves it to who opens the page.
+    """
 
     host: str
     port: int
+    wall: bool
+    wall_broker: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +285,7 @@ def _build(values: _Values, path: Path) -> Config:
         commands=CommandsConfig(**values["commands"]),
         home_assistant=HomeAssistantConfig(**values["home_assistant"]),
         privacy=None if privacy is None else PrivacyConfig(members=privacy["mask"], method=privacy["with"]),
-        http=None if http is None else HttpConfig(host=http["listen"].host, port=http["listen"].port),
+        http=None if http is None else _http(http),
         log=LogConfig(**values["log"]),
         path=path,
     )
@@ -323,6 +332,16 @@ def _mqtt(values: _Values, instance: str) -> MqttConfig:
         topic_prefix=values["topic_prefix"],
         stream=values["stream"],
         response_prefix=values.get("response_prefix"),
+    )
+
+
+def _http(values: _Values) -> HttpConfig:
+    broker = values.get("wall_broker")
+    return HttpConfig(
+        host=values["listen"].host,
+        port=values["listen"].port,
+        wall=values["wall"],
+        wall_broker=None if broker is None else broker.url if broker.path else f"{broker.url}{WEBSOCKET_PATH}",
     )
 
 

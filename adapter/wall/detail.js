@@ -1,15 +1,16 @@
-// One agent in full: session, call, and the events seen since the page was opened, with their content.
+// One agent in full: session, call, and the time line.
 
-import { clock, DIRECTION_WORDS, duration, eventWords, PHASE_WORDS, STATE_WORDS } from "./format.js";
+import { clock, DIRECTION_WORDS, duration, PHASE_WORDS, STATE_WORDS } from "./format.js";
 import { belief, shownState, trouble } from "./model.js";
-import { setIcon } from "./tiles.js";
+import { knownState, put, setIcon } from "./tile.js";
+import { Timeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
 
 export class Detail {
   #model;
   #agent = null;
-  #drawn = "";
+  #timeline = new Timeline();
 
   /** `onCallData(workNo)` when call data shall be sent to the agent shown. */
   constructor(model, onCallData) {
@@ -30,7 +31,7 @@ export class Detail {
 
   open(agent) {
     this.#agent = agent;
-    this.#drawn = "";
+    this.#timeline.show(agent);
     this.draw(Date.now());
     $("detail").showModal();
   }
@@ -43,14 +44,13 @@ export class Detail {
       return;
     }
     const state = shownState(agent, this.#model.bridge);
-    const known = Object.hasOwn(STATE_WORDS, state) ? state : "unknown";
-    $("detail").dataset.state = known;
+    $("detail").dataset.state = knownState(state);
     $("detail").dataset.belief = belief(agent, this.#model.bridge);
-    setIcon($("detail-icon"), `s-${known}`);
-    $("detail-name").textContent = agent.name || `Agent ${agent.workNo}`;
-    $("detail-number").textContent = [agent.workNo, agent.group].filter(Boolean).join(" · ");
+    setIcon($("detail-icon"), `s-${knownState(state)}`);
+    put($("detail-name"), agent.name || `Agent ${agent.workNo}`);
+    put($("detail-number"), [agent.workNo, agent.group].filter(Boolean).join(" · "));
     this.#facts(agent, state, now);
-    this.#events(agent);
+    this.#timeline.draw(now);
   }
 
   #facts(agent, state, now) {
@@ -69,29 +69,6 @@ export class Detail {
       Session: session ? trouble(agent) ?? `${session.phase} since ${clock(session.since)}` : "–",
       Availability: agent.availability ?? "–",
     };
-    for (const [name, value] of Object.entries(facts)) {
-      const element = $(`fact-${name.toLowerCase()}`);
-      if (element.textContent !== value) element.textContent = value;
-    }
-  }
-
-  #events(agent) {
-    const drawn = agent.events.map((event) => event.id).join();
-    if (drawn === this.#drawn) return;
-    this.#drawn = drawn;
-    $("detail-events").replaceChildren(...agent.events.map((event) => {
-      const row = $("detail-event").content.firstElementChild.cloneNode(true);
-      row.querySelector(".what").textContent = eventWords(event.eventType);
-      row.querySelector(".type").textContent = event.eventType;
-      row.querySelector("time").textContent = clock(event.at);
-      row.querySelector(".late").hidden = !event.replayed;
-      const content = row.querySelector(".content");
-      content.hidden = event.content === null;
-      if (!content.hidden) {
-        content.textContent = typeof event.content === "string" ? event.content : JSON.stringify(event.content, null, 1);
-      }
-      return row;
-    }));
-    $("detail-none").hidden = agent.events.length > 0;
+    for (const [name, value] of Object.entries(facts)) put($(`fact-${name.toLowerCase()}`), value);
   }
 }

@@ -2,7 +2,7 @@
 
 import { age, clock, plural, STATE_WORDS, STATES } from "./format.js";
 import { shownState } from "./model.js";
-import { setIcon } from "./tiles.js";
+import { put, setIcon } from "./tile.js";
 
 // The adapter speaks every 60 s; after two and a half it is missing (as its own live check does).
 const HEALTH_MISSING_MS = 150_000;
@@ -10,30 +10,26 @@ const RECOVERY_SHOWN_MS = 60_000;
 
 const $ = (id) => document.getElementById(id);
 
-const put = (element, value) => {
-  if (element.textContent !== value) element.textContent = value;
-};
-
 export class Header {
   #model;
   #link;
+  #view;
+  #shown = 0;
   #chips = new Map();
-  #pressed = null;
   #spoken = new Map();
 
-  /** `onFilter(state | null)` when a count is pressed. */
-  constructor(model, link, onFilter) {
+  /** A count that is pressed changes the view. */
+  constructor(model, link, view) {
     this.#model = model;
     this.#link = link;
+    this.#view = view;
     for (const state of STATES) {
       const chip = $("chip").content.firstElementChild.cloneNode(true);
       chip.dataset.state = state;
       setIcon(chip.querySelector("svg"), `s-${state}`);
       chip.querySelector(".chip-word").textContent = STATE_WORDS[state];
       chip.addEventListener("click", () => {
-        this.#pressed = this.#pressed === state ? null : state;
-        for (const [other, { element }] of this.#chips) element.setAttribute("aria-pressed", other === this.#pressed);
-        onFilter(this.#pressed);
+        view.choose({ state: view.state === state ? null : state });
       });
       $("counts").append(chip);
       this.#chips.set(state, { element: chip, number: chip.querySelector(".chip-number") });
@@ -50,6 +46,11 @@ export class Header {
     while ($("spoken").children.length > 5) $("spoken").firstElementChild.remove();
   }
 
+  /** Say how many agents a new choice shows. */
+  announceShown() {
+    this.announce("view", this.#view.describe(this.#shown));
+  }
+
   draw(now) {
     this.#drawCounts();
     this.#drawBroker(now);
@@ -58,51 +59,69 @@ export class Header {
     put($("clock"), clock(now, { seconds: false }));
   }
 
+  /** Count the agents of the group and text that are looked for; of all states, as a count is what one chooses by. */
   #drawCounts() {
+    const view = this.#view;
     const counts = Object.fromEntries(STATES.map((state) => [state, 0]));
+    let counted = 0;
+    let shown = 0;
     for (const agent of this.#model.agents.values()) {
+      if (!view.counts(agent)) continue;
       const state = shownState(agent, this.#model.bridge);
-      counts[Object.hasOwn(counts, state) ? state : "unknown"] += 1;
+      const known = Object.hasOwn(counts, state) ? state : "unknown";
+      counts[known] += 1;
+      counted += 1;
+      shown += view.state === null || view.state === known;
     }
     for (const [state, { element, number }] of this.#chips) {
       put(number, String(counts[state]));
       element.classList.toggle("none", counts[state] === 0);
+      element.setAttribute("aria-pressed", String(state === view.state));
       // An unknown state is the exception: it takes room only when there is one, or when it is looked for.
-      element.hidden = state === "unknown" && counts[state] === 0 && this.#pressed !== state;
+      element.hidden = state === "unknown" && counts[state] === 0 && view.state !== state;
     }
-    put($("total"), plural(this.#model.agents.size, "agent"));
+    this.#shown = shown;
+    const all = this.#model.agents.size;
+    put($("total"), shown === all ? plural(all, "agent") : `${shown.toLocaleString("en")} of ${plural(all, "agent")}`);
   }
 
   #drawBroker(now) {
-    const { up, cutAt, heardAt } = this.#link;
+    const { up, open, cutAt, heardAt, refused, denied } = this.#link;
     const ever = Number.isFinite(heardAt);
     document.body.classList.toggle("cut-off", !up && ever);
-    $("broker").dataset.health = up ? "good" : "bad";
-    put($("broker").lastElementChild, up ? "Broker connected" : ever ? "Broker cut off" : "Broker not reached");
+    $("broker").dataset.health = up ? "good" : open ? "bad" : "none";
+    const words = up ? "Broker connected" : !open ? "Not logged in" : ever ? "Broker cut off" : "Broker not reached";
+    put($("broker").lastElementChild, words);
+    $("denied").hidden = !up || denied.length === 0;
+    if (!$("denied").hidden) put($("denied-text"), `This log-in may not read ${denied.join(", ")}: what they tell is missing here.`);
     $("cut").hidden = up || !Number.isFinite(cutAt);
     if ($("cut").hidden) return;
     const old = ever ? ` What you see is ${age(now - heardAt)} old.` : " Nothing has been seen yet.";
+    const why = refused ? " The broker does not take the log-in any more." : "";
     const begun = `Cut off from the broker since ${clock(cutAt)}.`;
-    put($("cut-text"), `${begun}${old}`);
+    put($("cut-text"), `${begun}${why}${old}`);
     this.announce("broker", begun);
   }
 
   #drawAdapter(now) {
-    const { availability, since, healthAt } = this.#model.bridge;
-    const missing = this.#link.up && now - healthAt > HEALTH_MISSING_MS;
-    const words = { online: "Adapter online", offline: `Adapter offline since ${clock(since)}` };
-    const state = availability === "online" && missing ? `No word of the adapter for ${age(now - healthAt)}` : null;
-    $("adapter").dataset.health = availability === "online" && !missing ? "good" : availability ? "bad" : "none";
-    put($("adapter").lastElementChild, state ?? words[availability] ?? "Adapter unknown");
-    const offline = availability === "offline" && this.#link.up;
-    $("away").hidden = !offline;
-    document.body.classList.toggle("adapter-offline", availability === "offline");
-    if (offline) {
-      put($("away-text"), `${words.offline}. Every state below is the last one known.`);
-      this.announce("adapter", words.offline);
-    } else if (availability === "online") {
-      this.announce("adapter", words.online);
+    const { availability, since, healthAt, heardAt } = this.#model.bridge;
+    const { up } = this.#link;
+    const offline = availability === "offline";
+    const missing = availability === "online" && up && now - healthAt > HEALTH_MISSING_MS;
+    const begun = `Adapter offline${Number.isFinite(since) ? ` since ${clock(since)}` : ""}`;
+    const words = { online: missing ? `No word of the adapter for ${age(now - healthAt)}` : "Adapter online", offline: begun };
+    $("adapter").dataset.health = offline || missing ? "bad" : availability === "online" ? "good" : "none";
+    put($("adapter").lastElementChild, words[availability] ?? "Adapter unknown");
+    document.body.classList.toggle("adapter-offline", offline);
+    $("away").hidden = !up || !(offline || missing);
+    if (!$("away").hidden) {
+      const heard = Number.isFinite(heardAt) ? ` Last heard of at ${clock(heardAt)}, ${age(now - heardAt)} ago.` : "";
+      const what = offline ? "Every state below is the last one known." : "What you see may be out of date.";
+      put($("away-text"), `${words[availability]}. ${what}${heard}`);
     }
+    if (offline) this.announce("adapter", begun);
+    else if (missing) this.announce("adapter", "No word of the adapter.");
+    else if (availability === "online") this.announce("adapter", "Adapter online");
   }
 
   #drawBacklog(now) {
@@ -114,7 +133,7 @@ export class Header {
     const recovering = recovery.events > 0 && now - recovery.lastAt < RECOVERY_SHOWN_MS;
 
     $("outbox").dataset.health = depth || atRisk ? "warn" : health ? "good" : "none";
-    put($("outbox").lastElementChild, depth ? `Outbox ${depth.toLocaleString("en")}` : "Outbox empty");
+    put($("outbox").lastElementChild, depth ? `Outbox ${depth.toLocaleString("en")}` : health ? "Outbox empty" : "Outbox unknown");
 
     const said = [];
     if (atRisk) said.push(`${plural(atRisk, "event")} at risk: the outbox takes no more.`);

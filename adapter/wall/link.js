@@ -12,11 +12,19 @@ const RETAINED = [
   "bridge/agents/+",
 ];
 const LIVE = { "+/events": 0, "+/calldata/result": 1 };
+// Without this there is nothing to show; the others a log-in may be denied.
+const NEEDED = "+/state";
 
 const RETRY_MS = 1000;
+// A log-in that worked and is refused now: somebody is at work at the broker, or has changed it for good.
+const REFUSED_RETRY_MS = 30_000;
+const SUBSCRIBE_TRIES = 5;
 // So long after subscribing, what is retained has come: it is sent at once.
 const RETAINED_MS = 2500;
 const RETAINED_TRIES = 3;
+// CONNACK return codes of MQTT 3.1.1, section 3.2.2.3: bad user name or password, not authorized.
+const REFUSALS = [4, 5];
+const DENIED = 0x80;
 
 /** An id that nobody else uses. `crypto.randomUUID` is missing where the page is not served securely. */
 export function newId() {
@@ -30,42 +38,80 @@ export class Link {
   /** When the page last heard anything of the broker, also an answer to its pings. */
   heardAt = NaN;
   cutAt = NaN;
+  /** Whether the broker refuses a log-in that it had taken before. */
+  refused = false;
+  /** Filters that this log-in may not subscribe to. */
+  denied = [];
 
-  #client;
+  #client = null;
   #prefix;
   #on;
   #silent = new Set();
   #settling = 0;
+  #everUp = false;
 
-  /** `on`: { up(), settled(), down(), message(topic, text) }; `settled` when what is retained should have come. */
-  constructor(settings, on) {
-    this.#prefix = settings.prefix;
+  /**
+   * `on`: { up(), settled(), down(), refused(), message(topic, text, retained) }; `settled` when what is retained
+   * should have come, `refused` when a new log-in is not taken, which is then not tried again.
+   */
+  constructor(prefix, on) {
+    this.#prefix = prefix;
     this.#on = on;
-    this.#client = mqtt.connect(settings.broker, {
+  }
+
+  /** Whether there is a log-in, taken or still tried. */
+  get open() {
+    return this.#client !== null;
+  }
+
+  /** Connect, and stay connected, as `{ broker, username, password }`. */
+  connect({ broker, username, password }) {
+    this.close();
+    const client = mqtt.connect(broker, {
       protocolVersion: 4,
       clean: true,
       clientId: `wall-${newId().slice(0, 13)}`,
-      username: settings.username ?? undefined,
-      password: settings.password ?? undefined,
+      username: username || undefined,
+      password: password || undefined,
       keepalive: 15,
       connectTimeout: 5000,
       reconnectPeriod: RETRY_MS,
       resubscribe: false,
+      reconnectOnConnackError: true,
     });
+    this.#client = client;
     const decoder = new TextDecoder();
-    this.#client.on("connect", () => {
+    client.on("connect", () => {
+      client.options.reconnectPeriod = RETRY_MS;
+      this.refused = false;
+      this.denied = [];
       this.#silent = new Set(RETAINED);
       this.#subscribe([...RETAINED.map((name) => [name, 0]), ...Object.entries(LIVE)], () => this.#begin());
     });
-    this.#client.on("packetreceive", () => {
+    client.on("packetreceive", () => {
       this.heardAt = Date.now();
     });
-    this.#client.on("message", (topic, payload) => {
+    client.on("message", (topic, payload, packet) => {
       this.#silent.delete(this.#filterOf(topic));
-      on.message(topic, decoder.decode(payload));
+      this.#on.message(topic, decoder.decode(payload), packet.retain);
     });
-    this.#client.on("close", () => this.#down());
-    this.#client.on("error", () => this.#down());
+    client.on("close", () => this.#client === client && this.#down());
+    client.on("error", (error) => {
+      if (this.#client !== client) return;
+      if (REFUSALS.includes(error.code)) this.#refuse();
+      else this.#down();
+    });
+  }
+
+  /** Give the log-in up. */
+  close() {
+    this.#client?.end(true);
+    this.#client = null;
+    this.#everUp = false;
+    this.up = false;
+    this.refused = false;
+    this.cutAt = NaN;
+    clearTimeout(this.#settling);
   }
 
   /** Publish at QoS 1; resolves with the PUBACK. `forget()` takes it back while it was not acknowledged. */
@@ -82,14 +128,21 @@ export class Link {
     return { acknowledged, forget };
   }
 
-  #subscribe(filters, done) {
+  /** Subscribe; what is refused is asked for again, as a cluster refuses while it chooses a leader. */
+  #subscribe(filters, done, tries = SUBSCRIBE_TRIES) {
+    const client = this.#client;
     const topics = Object.fromEntries(filters.map(([name, qos]) => [`${this.#prefix}/${name}`, { qos }]));
-    this.#client.subscribe(topics, (error, granted) => {
-      if (!this.#client.connected) return;
-      // A cluster that is just choosing a leader refuses; it answers a later try.
-      if (error || granted?.some(({ qos }) => qos > 2)) {
-        setTimeout(() => this.#client.connected && this.#subscribe(filters, done), RETRY_MS);
+    // MQTT.js calls a SUBACK with a refusal an error; the packet, which comes with it, says which were refused.
+    client.subscribe(topics, (error, granted, packet) => {
+      if (this.#client !== client || !client.connected) return;
+      const codes = packet?.granted ?? granted?.map(({ qos }) => qos) ?? filters.map(() => DENIED);
+      const left = filters.filter((_, index) => codes[index] >= DENIED);
+      const last = tries <= 1 && !left.some(([name]) => name === NEEDED);
+      if (left.length && !last) {
+        setTimeout(() => this.#client === client && client.connected && this.#subscribe(left, done, tries - 1), RETRY_MS);
       } else {
+        this.denied = left.map(([name]) => name);
+        for (const name of this.denied) this.#silent.delete(name);
         done();
       }
     });
@@ -97,6 +150,7 @@ export class Link {
 
   #begin() {
     this.up = true;
+    this.#everUp = true;
     this.cutAt = NaN;
     this.#on.up();
     this.#settle(RETAINED_TRIES);
@@ -121,6 +175,17 @@ export class Link {
     const [who, what] = topic.slice(this.#prefix.length + 1).split("/");
     if (who !== "bridge") return `+/${what}`;
     return what === "agents" ? "bridge/agents/+" : `bridge/${what}`;
+  }
+
+  #refuse() {
+    if (!this.#everUp) {
+      this.close();
+      this.#on.refused();
+      return;
+    }
+    this.refused = true;
+    this.#client.options.reconnectPeriod = REFUSED_RETRY_MS;
+    this.#down();
   }
 
   #down() {

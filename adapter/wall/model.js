@@ -1,7 +1,9 @@
 // What the topics say, as values: agents, bridge, recovery. Takes payloads in, tells which agents changed.
 // Rule: nothing here touches the page, and nothing from the wire is trusted to have the right type.
 
-const KEPT_EVENTS = 20;
+import { History } from "./history.js";
+
+const KEPT_EVENTS = 50;
 
 const text = (value) => (typeof value === "string" ? value : typeof value === "number" ? String(value) : null);
 const moment = (value) => (typeof value === "string" ? Date.parse(value) : NaN);
@@ -18,7 +20,8 @@ function parse(payload) {
 
 export class Model {
   agents = new Map();
-  bridge = { availability: null, since: NaN, health: null, healthAt: NaN };
+  // `since` is NaN where it was so before the page; `heardAt` is the last time that the adapter itself said anything.
+  bridge = { availability: null, since: NaN, health: null, healthAt: NaN, heardAt: NaN };
   // The last outage as the page saw it: how much came in afterwards that had happened before.
   recovery = { cutAt: NaN, backAt: NaN, events: 0, lastAt: NaN };
 
@@ -41,6 +44,7 @@ export class Model {
 
   cutOff(at) {
     Object.assign(this.recovery, { cutAt: at, backAt: NaN, events: 0, lastAt: NaN });
+    for (const agent of this.agents.values()) agent.history.cutOff(at);
   }
 
   /** Drop agents of which a complete retained set says nothing any more; only while a roster has come. */
@@ -50,19 +54,27 @@ export class Model {
     for (const agent of [...this.agents.values()]) if (agent.epoch !== this.#epoch) this.#remove(agent);
   }
 
-  take(topic, payload, now) {
+  /** `retained` where the broker had it before the page asked: it tells nothing of when it was said. */
+  take(topic, payload, now, retained = false) {
     if (!topic.startsWith(`${this.#prefix}/`)) return;
     const [who, what, page] = topic.slice(this.#prefix.length + 1).split("/");
-    if (who === "bridge") this.#takeBridge(what, page, payload, now);
+    // "offline" is the broker's word, as a rule.
+    if (!retained && !(who === "bridge" && what === "availability")) this.bridge.heardAt = now;
+    if (who === "bridge") this.#takeBridge(what, page, payload, now, retained);
     else if (Object.hasOwn(TAKE, what)) this.#takeAgent(who, what, payload, now);
   }
 
-  #takeBridge(what, page, payload, now) {
+  #takeBridge(what, page, payload, now, retained) {
+    const { bridge } = this;
     if (what === "availability") {
-      if (this.bridge.availability !== payload) Object.assign(this.bridge, { availability: payload, since: now });
+      if (bridge.availability !== payload) {
+        Object.assign(bridge, { availability: payload, since: retained ? NaN : now });
+      }
     } else if (what === "health") {
-      this.bridge.health = parse(payload);
-      this.bridge.healthAt = now;
+      bridge.health = parse(payload);
+      // Its own time only where there is no other: two clocks differ.
+      bridge.healthAt = retained ? Math.min(now, moment(bridge.health?.at)) : now;
+      if (retained && !(bridge.heardAt > bridge.healthAt)) bridge.heardAt = bridge.healthAt;
     } else if (what === "agents") {
       this.#takeRoster(page, payload);
     }
@@ -128,6 +140,7 @@ export class Model {
         session: null,
         availability: null,
         events: [],
+        history: new History(),
         seq: 0,
         epoch: this.#epoch,
       };
@@ -191,12 +204,14 @@ function takeState(agent, value, now) {
   agent.previous = previous && typeof previous === "object"
     ? { state: text(previous.state) ?? "unknown", seconds: count(previous.seconds) }
     : null;
+  agent.history.state(agent.state, agent.since, agent.previous);
   agent.name = text(value.name) ?? agent.name;
   agent.group = agent.listed ? agent.group : text(value.group);
   const { call } = value;
   if (call === null || typeof call !== "object") {
     agent.call = null;
     agent.callSince = NaN;
+    agent.history.call(null, NaN, now);
     return;
   }
   const callId = text(call.callId) ?? "";
@@ -212,6 +227,7 @@ function takeState(agent, value, now) {
     called: text(call.called),
     direction: text(call.direction),
   };
+  agent.history.call(agent.call, agent.callSince, now);
 }
 
 const TAKE = {

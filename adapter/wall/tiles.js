@@ -1,53 +1,33 @@
-// The wall itself: sections of groups, a tile per agent, and moving between tiles by keyboard.
-// Rules: text from the wire goes in by textContent alone. A frame draws for DRAW_MS at most, and only what changed.
+// The wall itself: tiles in sections, at their places, and moving between them by keyboard.
+// Rule: a frame draws for DRAW_MS at most, and only what changed; times run only where they can be seen.
 
-import {
-  clock, DIRECTION_WORDS, duration, eventWords, partyWords, PHASE_WORDS, plural, STATE_WORDS,
-} from "./format.js";
-import { belief, shownState, trouble } from "./model.js";
+import { plural } from "./format.js";
+import { mark, put, Tile } from "./tile.js";
+import { compareGroups, compareKeys } from "./view.js";
 
 const DRAW_MS = 8;
-const TILE_EVENTS = 10;
-const NO_GROUP = "";
-
-const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
-
-const byPlace = (a, b) => {
-  // Infinity - Infinity is NaN, and so falls through to the work number.
-  return a.order - b.order || collator.compare(a.workNo, b.workNo);
-};
-
-/** Set text only where it differs: writing the same text again costs a layout all the same. */
-function put(element, value) {
-  if (element.textContent !== value) element.textContent = value;
-}
-
-function mark(element, name, value) {
-  if (element.dataset[name] !== value) element.dataset[name] = value;
-}
-
-/** Point a <use> at a symbol of the sprite in index.html. */
-export function setIcon(svg, name) {
-  const href = `#${name}`;
-  const use = svg.firstElementChild;
-  if (use.getAttribute("href") !== href) use.setAttribute("href", href);
-}
+const NEAR = "200px";
 
 export class Tiles {
   #root;
-  #bridge;
+  #model;
+  #view;
   #onOpen;
   #tiles = new Map();
+  #byElement = new WeakMap();
   #sections = new Map();
   #dirty = new Set();
+  /** The one tile among all where the Tab key stops. */
+  #stop = null;
   #frame = 0;
-  #filter = null;
-  #template = document.getElementById("tile");
+  #now = Date.now();
+  #seen = new IntersectionObserver((entries) => this.#look(entries), { rootMargin: NEAR });
 
   /** `onOpen(agent)` when a tile is activated by click or key. */
-  constructor(root, bridge, onOpen) {
+  constructor(root, model, view, onOpen) {
     this.#root = root;
-    this.#bridge = bridge;
+    this.#model = model;
+    this.#view = view;
     this.#onOpen = onOpen;
     root.addEventListener("keydown", (event) => this.#move(event));
   }
@@ -60,21 +40,21 @@ export class Tiles {
 
   touchAll() {
     for (const { agent } of this.#tiles.values()) this.touch(agent);
-  }
-
-  /** Show one state alone, or all (null). */
-  filter(state) {
-    this.#filter = state;
-    this.touchAll();
+    this.#frame ||= requestAnimationFrame(() => this.#draw());
   }
 
   /** Write the times that run. `now` stands still while the page is cut off: what runs on then is not known. */
   tick(now) {
-    for (const tile of this.#tiles.values()) this.#drawTimes(tile, now);
+    this.#now = now;
+    for (const tile of this.#tiles.values()) if (tile.visible) tile.drawTimes(now);
   }
 
-  get size() {
-    return this.#tiles.size;
+  #look(entries) {
+    for (const { target, isIntersecting } of entries) {
+      const tile = this.#byElement.get(target);
+      tile.visible = isIntersecting;
+      if (isIntersecting) tile.drawTimes(this.#now);
+    }
   }
 
   #draw() {
@@ -83,44 +63,73 @@ export class Tiles {
     for (const agent of this.#dirty) {
       this.#dirty.delete(agent);
       if (agent.removed) this.#remove(agent);
-      else this.#drawTile(this.#place(agent));
+      else this.#drawTile(agent);
       if (performance.now() > end) break;
     }
     if (this.#dirty.size) this.#frame = requestAnimationFrame(() => this.#draw());
-    const density = this.#tiles.size <= 16 ? "roomy" : this.#tiles.size <= 60 ? "normal" : "dense";
-    mark(this.#root, "density", density);
+    let shown = 0;
+    for (const section of this.#sections.values()) shown += this.#drawSection(section);
+    if (this.#stop?.element.hidden ?? true) this.#rove(this.#first(), false);
+    mark(this.#root, "density", shown <= 16 ? "roomy" : shown <= 60 ? "normal" : "dense");
     document.getElementById("waiting").hidden = this.#tiles.size > 0;
-    for (const section of this.#sections.values()) this.#drawSection(section);
+    document.getElementById("none").hidden = this.#tiles.size === 0 || shown > 0;
   }
 
-  #drawSection(section) {
-    const shown = section.tiles.filter((tile) => !tile.element.hidden).length;
-    section.element.hidden = shown === 0;
-    put(section.count, plural(section.tiles.length, "agent"));
-    put(section.heading, section.group || (this.#sections.size > 1 ? "No group" : "All agents"));
-  }
-
-  /** Give the agent's tile, in its group and at its place there; make it where it is new. */
-  #place(agent) {
+  #drawTile(agent) {
     let tile = this.#tiles.get(agent.workNo);
     if (!tile) {
       tile = this.#make(agent);
       this.#tiles.set(agent.workNo, tile);
     }
     tile.agent = agent;
-    const group = agent.group || NO_GROUP;
-    const place = `${group}\n${agent.order}`;
-    if (tile.place !== place) {
-      this.#takeOut(tile);
-      tile.place = place;
-      const section = this.#section(group);
-      const index = section.tiles.findIndex((other) => byPlace(agent, other.agent) < 0);
-      const next = index < 0 ? null : section.tiles[index];
-      section.grid.insertBefore(tile.element, next && next.element);
-      section.tiles.splice(index < 0 ? section.tiles.length : index, 0, tile);
-      tile.section = section;
-    }
+    this.#place(tile);
+    tile.element.hidden = !this.#view.shows(agent);
+    tile.draw(this.#model.bridge, this.#view);
+    if (tile.visible) tile.drawTimes(this.#now);
+  }
+
+  #drawSection(section) {
+    let shown = 0;
+    for (const tile of section.tiles) shown += !tile.element.hidden;
+    section.element.hidden = shown === 0;
+    const all = section.tiles.length;
+    put(section.count, shown === all ? plural(all, "agent") : `${shown} of ${plural(all, "agent")}`);
+    const several = this.#sections.size > 1;
+    put(section.heading, this.#view.grouped && (section.group || several) ? section.group || "No group" : "All agents");
+    return shown;
+  }
+
+  #make(agent) {
+    const tile = new Tile(agent);
+    const { name } = tile.parts;
+    name.tabIndex = -1;
+    name.addEventListener("click", () => this.#onOpen(tile.agent));
+    name.addEventListener("focus", () => this.#rove(tile, false));
+    this.#byElement.set(tile.element, tile);
+    this.#seen.observe(tile.element);
     return tile;
+  }
+
+  /** Put a tile where it belongs; one that is there already is not touched. */
+  #place(tile) {
+    const { agent } = tile;
+    const name = this.#view.grouped ? `group ${agent.group ?? ""}` : this.#view.order;
+    const key = this.#view.key(agent);
+    if (tile.section?.name === name && compareKeys(tile.key, key) === 0) return;
+    const focused = tile.element.contains(document.activeElement) ? document.activeElement : null;
+    this.#takeOut(tile);
+    tile.key = key;
+    tile.section = this.#section(name, this.#view.grouped ? agent.group ?? "" : "");
+    const { tiles, grid } = tile.section;
+    let low = 0;
+    for (let high = tiles.length; low < high;) {
+      const middle = (low + high) >> 1;
+      if (compareKeys(tiles[middle].key, key) <= 0) low = middle + 1;
+      else high = middle;
+    }
+    grid.insertBefore(tile.element, tiles[low]?.element ?? null);
+    tiles.splice(low, 0, tile);
+    focused?.focus({ preventScroll: true }); // moving an element takes its focus away
   }
 
   #takeOut(tile) {
@@ -128,10 +137,9 @@ export class Tiles {
     if (!section) return;
     section.tiles.splice(section.tiles.indexOf(tile), 1);
     tile.element.remove();
-    if (section.tiles.length === 0) {
-      section.element.remove();
-      this.#sections.delete(section.group);
-    }
+    if (section.tiles.length) return;
+    section.element.remove();
+    this.#sections.delete(section.name);
   }
 
   #remove(agent) {
@@ -139,115 +147,42 @@ export class Tiles {
     if (!tile) return;
     const focused = tile.element.contains(document.activeElement);
     this.#takeOut(tile);
+    this.#seen.unobserve(tile.element);
     this.#tiles.delete(agent.workNo);
-    if (tile.name.tabIndex === 0 || focused) this.#rove(this.#root.querySelector(".name"), focused);
+    if (this.#stop !== tile) return;
+    this.#stop = null;
+    this.#rove(this.#first(), focused);
   }
 
-  #section(group) {
-    let section = this.#sections.get(group);
-    if (section) return section;
+  #section(name, group) {
+    const made = this.#sections.get(name);
+    if (made) return made;
     const element = document.getElementById("section").content.firstElementChild.cloneNode(true);
     const heading = element.querySelector(".group");
     heading.id = `group-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
     element.setAttribute("aria-labelledby", heading.id);
-    section = {
-      group, element, heading, count: element.querySelector(".count"), grid: element.querySelector(".grid"), tiles: [],
+    const section = {
+      name, group, element, heading, count: element.querySelector(".count"), grid: element.querySelector(".grid"), tiles: [],
     };
     const later = [...this.#sections.values()]
-      .filter((other) => other.group === NO_GROUP || (group !== NO_GROUP && collator.compare(group, other.group) < 0))
-      .sort((a, b) => (a.group === NO_GROUP) - (b.group === NO_GROUP) || collator.compare(a.group, b.group));
+      .filter((other) => compareGroups(group, other.group) < 0)
+      .sort((a, b) => compareGroups(a.group, b.group));
     this.#root.insertBefore(element, later.length ? later[0].element : null);
-    this.#sections.set(group, section);
+    this.#sections.set(name, section);
     return section;
   }
 
-  #make(agent) {
-    const element = this.#template.content.firstElementChild.cloneNode(true);
-    const find = (name) => element.querySelector(`.${name}`);
-    const tile = { agent, element, section: null, place: null };
-    const parts = [
-      "icon", "state", "known", "time", "name", "number", "note", "call", "phase-icon", "phase", "party",
-      "call-time", "events",
-    ];
-    for (const part of parts) tile[part] = find(part);
-    element.dataset.workNo = agent.workNo;
-    tile.name.tabIndex = this.#tiles.size ? -1 : 0;
-    tile.name.addEventListener("click", () => this.#onOpen(tile.agent));
-    tile.name.addEventListener("focus", () => this.#rove(tile.name, false));
-    return tile;
+  #first() {
+    return this.#byElement.get(this.#root.querySelector(".tile:not([hidden])"));
   }
 
-  #drawTile(tile) {
-    const { agent, element } = tile;
-    const bridge = this.#bridge();
-    const state = shownState(agent, bridge);
-    const believed = belief(agent, bridge);
-    mark(element, "state", Object.hasOwn(STATE_WORDS, state) ? state : "unknown");
-    mark(element, "belief", believed);
-    element.hidden = this.#filter !== null && this.#filter !== state;
-    setIcon(tile.icon, `s-${Object.hasOwn(STATE_WORDS, state) ? state : "unknown"}`);
-    put(tile.state, STATE_WORDS[state] ?? state);
-    tile.known.hidden = believed !== "last-known";
-    put(tile.name, agent.name || `Agent ${agent.workNo}`);
-    put(tile.number, agent.name ? agent.workNo : "");
-    this.#drawNote(tile, believed, bridge);
-    this.#drawCall(tile);
-    this.#drawEvents(tile);
-    this.#drawTimes(tile, tile.now ?? Date.now());
-  }
-
-  #drawNote(tile, believed, bridge) {
-    const { agent } = tile;
-    const wrong = bridge.availability === "offline" ? "Adapter offline" : trouble(agent);
-    const note = wrong ?? (believed === "last-known" ? "Offline" : agent.reason ? `Reason ${agent.reason}` : "");
-    tile.note.hidden = note === "";
-    put(tile.note, note);
-    mark(tile.note, "wrong", String(believed === "last-known" || (Boolean(wrong) && believed === "live")));
-  }
-
-  #drawCall(tile) {
-    const { call } = tile.agent;
-    mark(tile.element, "phase", call?.phase ?? "");
-    tile.call.hidden = !call;
-    if (!call) return;
-    setIcon(tile["phase-icon"], `c-${Object.hasOwn(PHASE_WORDS, call.phase) ? call.phase : "talking"}`);
-    put(tile.phase, PHASE_WORDS[call.phase] ?? call.phase);
-    put(tile.party, partyWords(call));
-    tile.party.title = [DIRECTION_WORDS[call.direction], call.caller, call.called].filter(Boolean).join(" · ");
-  }
-
-  #drawEvents(tile) {
-    const events = tile.agent.events.slice(0, TILE_EVENTS);
-    const rows = tile.events.children;
-    while (rows.length > events.length) tile.events.lastElementChild.remove();
-    while (rows.length < events.length) {
-      tile.events.append(document.getElementById("event").content.firstElementChild.cloneNode(true));
-    }
-    events.forEach((event, index) => {
-      const [at, what, late] = rows[index].children;
-      put(at, clock(event.at));
-      put(what, eventWords(event.eventType));
-      rows[index].title = event.eventType;
-      late.hidden = !event.replayed;
-    });
-  }
-
-  #drawTimes(tile, now) {
-    tile.now = now;
-    const { agent } = tile;
-    // How long the last known state went on is not known; how long the agent is away is.
-    const away = tile.element.dataset.belief === "last-known" && agent.session?.phase !== "polling";
-    const since = away || tile.element.dataset.belief === "out" ? (agent.session?.since ?? agent.since) : agent.since;
-    put(tile.time, Number.isFinite(since) ? duration(now - since) : "");
-    put(tile["call-time"], agent.call && Number.isFinite(agent.callSince) ? duration(now - agent.callSince) : "");
-  }
-
-  /** Make one name the only stop of the Tab key among all tiles. */
-  #rove(name, focus) {
-    if (!name) return;
-    for (const other of this.#root.querySelectorAll('.name[tabindex="0"]')) other.tabIndex = -1;
-    name.tabIndex = 0;
-    if (focus) name.focus();
+  /** Make a tile the only stop of the Tab key among all. */
+  #rove(tile, focus) {
+    if (!tile) return;
+    if (this.#stop) this.#stop.parts.name.tabIndex = -1;
+    this.#stop = tile;
+    tile.parts.name.tabIndex = 0;
+    if (focus) tile.parts.name.focus();
   }
 
   #move(event) {
@@ -265,7 +200,7 @@ export class Tiles {
     }[event.key]?.();
     if (!next) return;
     event.preventDefault();
-    this.#rove(next.querySelector(".name"), true);
+    this.#rove(this.#byElement.get(next), true);
   }
 }
 

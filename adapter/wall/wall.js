@@ -1,11 +1,13 @@
-// Puts the page together: settings -> link -> model -> what is drawn. Nothing is drawn here itself.
+// Puts the page together: settings -> log-in -> link -> model -> what is drawn. Nothing is drawn here itself.
 
 import { CallData } from "./calldata.js";
 import { Detail } from "./detail.js";
 import { Header } from "./header.js";
 import { Link } from "./link.js";
+import { Login } from "./login.js";
 import { Model } from "./model.js";
 import { Tiles } from "./tiles.js";
+import { View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -33,19 +35,21 @@ function themeButton() {
   show();
 }
 
-function sendToggle() {
-  // A phone's small screen is for the agents; the box comes when it is called.
-  $("send").hidden = matchMedia("(max-width: 40rem)").matches;
-  $("send-toggle").setAttribute("aria-expanded", String(!$("send").hidden));
-  $("send-toggle").addEventListener("click", () => {
-    $("send").hidden = !$("send").hidden;
-    $("send-toggle").setAttribute("aria-expanded", String(!$("send").hidden));
-  });
+/** A button that opens and closes a part of the page. A phone's small screen is for the agents: there it begins closed. */
+function toggle(id, { open = false } = {}) {
+  const button = $(`${id}-toggle`);
+  const show = (shown) => {
+    $(id).hidden = !shown;
+    button.setAttribute("aria-expanded", String(shown));
+  };
+  show(open || !matchMedia("(max-width: 40rem)").matches);
+  button.addEventListener("click", () => show($(id).hidden));
 }
 
 async function start() {
   themeButton();
-  sendToggle();
+  toggle("view", { open: location.hash.length > 1 });
+  toggle("send");
   const settings = await (await fetch("settings.json", { cache: "no-store" })).json();
 
   let tiles;
@@ -59,37 +63,48 @@ async function start() {
   });
 
   const results = `${settings.prefix}/`;
-  const link = new Link(settings, {
+  const link = new Link(settings.prefix, {
     up: () => {
       model.connected(Date.now());
+      login.up();
       tick();
     },
     settled: () => model.prune(),
     down: () => {
       if (Number.isFinite(link.heardAt)) model.cutOff(link.cutAt);
+      login.down();
       tick();
     },
-    message: (topic, payload) => {
+    refused: () => login.refused(),
+    message: (topic, payload, retained) => {
       if (topic.startsWith(results) && topic.endsWith("/calldata/result")) callData.result(payload);
-      else model.take(topic, payload, Date.now());
+      else model.take(topic, payload, Date.now(), retained);
     },
   });
 
-  const header = new Header(model, link, (state) => tiles.filter(state));
+  const view = new View(model, () => {
+    tiles.touchAll();
+    header.draw(Date.now());
+    header.announceShown();
+  });
+  const header = new Header(model, link, view);
   const callData = new CallData(model, link, (subject, words) => header.announce(subject, words));
   const detail = new Detail(model, (workNo) => {
     if ($("send").hidden) $("send-toggle").click();
     callData.choose(workNo);
   });
-  tiles = new Tiles($("wall"), () => model.bridge, (agent) => detail.open(agent));
+  tiles = new Tiles($("wall"), model, view, (agent) => detail.open(agent));
+  const login = new Login(settings, link);
 
   function tick() {
     const now = Date.now();
     header.draw(now);
+    view.draw();
     callData.tick(now);
     tiles.tick(link.up || !Number.isFinite(link.heardAt) ? now : link.heardAt);
     detail.draw(now);
   }
+  login.begin();
   tick();
   // A little over a second would skip one now and then; four times a second keeps counts and clocks together.
   setInterval(() => document.hidden || tick(), 250);
