@@ -7,6 +7,7 @@ AUDIT_VENV := .venv-audit
 OSV_URL ?= https://api.osv.dev/v1/query
 INSTALLED := build/installed
 RIVALS := build/rivals
+HOME_ASSISTANT := build/home-assistant/root
 NODE_RED := build/node_red
 ASYNCAPI := build/asyncapi
 OBSERVABILITY := build/observability
@@ -25,7 +26,7 @@ cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --logl
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -76,6 +77,11 @@ test-observability: $(VENV)/.development $(OBSERVABILITY)/.installed ## alerts a
 
 $(OBSERVABILITY)/.installed: tests_observability/package.json
 	$(npm-install)
+
+test-homeassistant: $(VENV)/.development programs ## discovery and its examples, in the newest real Home Assistant; needs root
+	@scripts/need mmdebstrap:mmdebstrap unshare:util-linux setpriv:util-linux
+	tests_homeassistant/install $(HOME_ASSISTANT)
+	$(BIN)/pytest $(ARGS) tests_homeassistant
 
 wheel: dist/.built ## build the wheel into dist/
 
