@@ -43,7 +43,7 @@ from adapter.preparation import (
 )
 from adapter.privacy import Mask
 from adapter.store.outbox import Outbox, open_outbox
-from adapter.topics import Topics
+from adapter.topics import BRIDGE, Topics
 
 if TYPE_CHECKING:  # imported where it is switched on
     from adapter.home_assistant import Announcing
@@ -165,10 +165,17 @@ class App:
                 connected=lambda: self._link.connection is not None,
             )
             await stack.enter_async_context(listen(self._config.http, exporter, topics.prefix))
-        if self._config.home_assistant.discovery:
+        announced = (await self._outbox.recall("home_assistant") or b"").decode()
+        if self._config.home_assistant.discovery or announced:
             from adapter.home_assistant import Announcing  # noqa: PLC0415 - as above
 
-            self._announcing = Announcing(self._config)
+            self._announcing = Announcing(
+                self._config,
+                before=announced,
+                remember=lambda prefix: self._outbox.remember("home_assistant", prefix.encode()),
+                show=self._show_again,
+                after_birth_s=timing.after_birth_s,
+            )
         link = self._tasks.create_task(self._link.run(), name="link")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
@@ -285,6 +292,13 @@ class App:
         self._report_soon()
         if self._announcing is not None and self._link.connection is not None:
             self._announcing.connected(self._link.connection)
+
+    def _show_again(self, name: str) -> None:
+        """Send again what is retained of an agent, or with ``bridge`` that the adapter is there."""
+        if name == BRIDGE:
+            self._link.repeat_availability()
+        else:
+            self._fleet.show_again(name)
 
     def _report_soon(self) -> None:
         if self._recovering is not None:

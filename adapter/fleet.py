@@ -107,6 +107,13 @@ class Fleet:
         if change:
             await self._shared.outbox.insist(change)
 
+    def show_again(self, work_no: str) -> None:
+        """Have the state and the availability of an agent sent again, as they are now."""
+        change = Change()
+        if work_no in self.pollers:
+            self.pollers[work_no].presence.show(change)
+            self._shared.outbox.show(change.slots)
+
     def strangers(self) -> list[str]:
         """List the agents that the database knows and the configuration does not."""
         return [work_no for work_no in self._records if work_no not in self.pollers]

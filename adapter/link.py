@@ -126,6 +126,11 @@ class Link:
                 self.connection.publish(self._available(b"offline"), lambda _: taken.set())
                 await taken.wait()
 
+    def repeat_availability(self) -> None:
+        """Publish `online` once more, or `offline` while the adapter ends."""
+        if self._greets:
+            self.publish(self._available(b"offline" if self._says_offline else b"online"))
+
     def publish(self, message: Message) -> None:
         """Publish at once, where there is a connection: for what is worth nothing later.
 

@@ -1,28 +1,37 @@
-"""Discovery at a real broker: what is announced, repeated, cleared and left alone (ECOSYSTEM, 1)."""
+"""Discovery in the whole program: announced, told again after a birth, cleared by a reload and when it is switched off.
 
-import json
-from collections.abc import AsyncIterator
+(ECOSYSTEM, 1.) What it does at the broker in detail is in test_home_assistant_announcing.py, what it says in
+test_home_assistant_devices.py.
+"""
+
+import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapter.agent.presence import Timing
 from tests.adapter_support import write
 from tests.broker_support import Broker, Peer
+from tests.cli_support import program
+from tests.home_assistant_support import AFTER_BIRTH_S, retained, topic
 from tests.stage_support import Stage, staged
+
+BIRTH = Timing(after_birth_s=AFTER_BIRTH_S)
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, shared_broker: Broker) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, broker: Broker) -> AsyncIterator[Stage]:
     """Set a stage with two agents."""
-    async with staged(tmp_path, shared_broker, agents=["101", "102"]) as made:
+    async with staged(tmp_path, broker, agents=["101", "102"]) as made:
         yield made
 
 
 @pytest.fixture
-def home(shared_broker: Broker) -> Any:  # noqa: ANN401 - a generator
-    """Listen to the discovery messages of a Home Assistant."""
-    with Peer(shared_broker, ["ha/#"]) as listening:
+def home(broker: Broker) -> Iterator[Peer]:
+    """Listen to the discovery messages as a Home Assistant does."""
+    with Peer(broker, ["ha/#"]) as listening:
         yield listening
 
 
@@ -31,32 +40,59 @@ def section(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML's values
     return {"discovery": True, "prefix": "ha", "birth_topic": "ha/status"} | more
 
 
-def topic(stage: Stage, name: str) -> str:
-    """Name a discovery topic of the stage's own instance."""
-    return f"ha/device/ccgateway2mqtt_{stage.prefix}_{name}/config"
+async def test_agents_and_adapter_are_announced_and_told_again_after_a_birth(stage: Stage, home: Peer) -> None:
+    """Each by one retained message of QoS 1; a birth repeats them with all availability and state, an event none."""
+    topics = [topic(name, stage.prefix) for name in ("bridge", "101", "102")]
+    async with stage.running(home_assistant=section(), timing=BIRTH):
+        await home.wait_for(lambda: all(home.on(each) for each in topics))
+        for work_no in ("101", "102"):
+            await stage.polling(work_no)
+        stage.simulator.emit_sample("101", "AgentState_SetNotReady_Success")
+        await stage.wait("101/state", state="busy")
+        await stage.wait_count("101/events", 1)
+        assert [len(home.on(each)) for each in topics] == [1, 1, 1]
+        said = ["bridge/availability", "101/availability", "102/availability", "101/state", "102/state"]
+        before = {rest: len(stage.on(rest)) for rest in said}
+
+        await home.publish("ha/status", "online")
+        await home.wait_for(lambda: all(len(home.on(each)) == 2 for each in topics))
+        for rest, count in before.items():
+            await stage.wait_count(rest, count + 1)
+
+        assert stage.json("101/state")[-1]["state"] == "busy"
+        assert {stage.on(rest)[-1].payload for rest in said[:3]} == {b"online"}
+        assert len(stage.on("101/events")) == 1
+
+    assert [each.qos for each in home.on(topics[1])] == [1, 1]
+    assert (await retained(stage.broker)).keys() == set(topics)
 
 
-async def test_one_message_for_each_agent_and_one_for_the_bridge(stage: Stage, home: Peer) -> None:
-    """Each is retained, QoS 1, and has the three members that Home Assistant requires."""
-    async with stage.running(home_assistant=section()):
-        await home.wait_for(lambda: all(home.on(topic(stage, name)) for name in ("bridge", "101", "102")))
-
-    with Peer(stage.broker, ["ha/#"]) as late:
-        late.wait_for_blocking(lambda: all(late.on(topic(stage, name)) for name in ("bridge", "101", "102")))
-        for name in ("bridge", "101", "102"):
-            (message,) = late.on(topic(stage, name))
-            assert (message.retain, message.qos) == (True, 1)
-            assert json.loads(message.payload).keys() >= {"device", "origin", "components"}
-
-
-async def test_an_agent_that_is_removed_is_cleared(stage: Stage, home: Peer) -> None:
-    """A reload without it clears its message; the others stay (C7)."""
+async def test_what_is_gone_from_the_configuration_is_gone(stage: Stage, home: Peer) -> None:
+    """A reload without an agent clears it; the next start with discovery switched off clears all."""
     async with stage.running(home_assistant=section()) as adapter:
-        await home.wait_for(lambda: home.on(topic(stage, "101")) and home.on(topic(stage, "102")))
+        await home.wait_for(lambda: home.on(topic("102", stage.prefix)))
         values = stage.values(home_assistant=section())
         values["agents"] = values["agents"][:1]
         write(adapter.path.parent, values)
-        await adapter.app.reload()
-        await home.wait_for_payload(topic(stage, "102"), b"")
 
-    assert len(home.on(topic(stage, "101"))) == 1
+        await adapter.app.reload()
+        await home.wait_for_payload(topic("102", stage.prefix), b"")
+
+        assert len(home.on(topic("101", stage.prefix))) == 1
+    async with stage.running(home_assistant=section(discovery=False)):
+        for name in ("bridge", "101"):
+            await home.wait_for_payload(topic(name, stage.prefix), b"")
+
+    assert await retained(stage.broker) == {}
+
+
+async def test_switched_off_nothing_of_it_is_imported(stage: Stage) -> None:
+    """The small adapter does not pay for it."""
+    path = write(stage.directory, stage.values())
+    async with program("run", "-c", path, PYTHONPROFILEIMPORTTIME="1") as adapter:
+        await stage.polling("101")
+        adapter.send(signal.SIGTERM)
+        assert await adapter.ended() == 0
+
+    assert any("adapter.fleet" in line for line in adapter.err)
+    assert not any("adapter.home_assistant" in line for line in adapter.err)

@@ -43,6 +43,7 @@ class Timing:
         signed_out_after_s: After how long without a poll the gateway signs an agent out.
         mark_s: How long after what the broker took over the mark is published that says so (D4a).
         no_mark_s: How long no mark takes to mean that the broker has none (D4a).
+        after_birth_s: How long after Home Assistant's birth message it is told all again, at least and at most.
     """
 
     offline_after_s: float = 30.0
@@ -51,6 +52,7 @@ class Timing:
     signed_out_after_s: float = 120.0
     mark_s: float = 30.0
     no_mark_s: float = 5.0
+    after_birth_s: tuple[float, float] = (1.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,12 @@ class Presence:
             self.state = settled
             self.show_state(change)
 
+    def show(self, change: Change) -> None:
+        """Publish the state, the call and the availability."""
+        self.show_state(change)
+        if self._online is not None:
+            self._show_online(change)
+
     def show_state(self, change: Change) -> None:
         """Publish the state and the call."""
         state = self.state
@@ -189,7 +197,11 @@ class Presence:
     def _set_online(self, change: Change, *, online: bool) -> None:
         if online != self._online:
             self._online = online
-            change.slots[self._shared.topics.availability(self.agent.work_no)] = b"online" if online else b"offline"
+            self._show_online(change)
+
+    def _show_online(self, change: Change) -> None:
+        payload = b"online" if self._online else b"offline"
+        change.slots[self._shared.topics.availability(self.agent.work_no)] = payload
 
     def _go_offline(self) -> None:
         """Say that an agent whose polls have failed for long is not available."""

@@ -5,21 +5,23 @@ connection -> read what is retained -> send what differs, clear what belongs to 
 ```
 
 Rules of this file:
-1. Nothing is stored: what should be there follows from the configuration, what is there is read back.
+1. Nothing is stored but the prefix: what should be there follows from the configuration, what is there is read back.
 2. One message after the other, at most `PER_SECOND`, each after the acknowledgment of the last: nobody else protects
    Home Assistant from a large fleet, and a broker that hangs up over a message does so over that one.
 3. What is not ours, or another instance's, is never touched.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from adapter.config import AgentConfig, Config
-from adapter.errors import BrokerConnectionError, BrokerError
+from adapter.errors import BrokerConnectionError, BrokerError, StorageFullError
 from adapter.home_assistant.devices import instance_of, object_id, render_agent, render_bridge
 from adapter.mqtt import Connection, Message, Received, Refusal, read_retained
 from adapter.topics import BRIDGE, discovery
@@ -27,48 +29,66 @@ from adapter.topics import BRIDGE, discovery
 _log = logging.getLogger(__name__)
 
 PER_SECOND = 50
-"""Discovery messages a second, at most."""
+"""Messages a second that Home Assistant is sent, at most."""
 
 _READ_S = 10.0
 """How long reading back may take."""
-
-_AFTER_BIRTH_S = (1.0, 5.0)
-"""How long after Home Assistant's birth message all is sent again: not with everybody else at the same moment."""
 
 _PUT_OFF_S = 5.0
 """How long a message rests that the broker does not take for now."""
 
 _TRIES = 3
-"""After how many connections in a row that ended over one of our messages none is sent any more."""
+"""After how many connections in a row that ended over the first message of ours it is the message's fault."""
+_SILENT_S = 600.0
+"""How long nothing is announced then: each try costs all agents a connection."""
 
 
 class Announcing:
-    """Announces the devices of one configuration, and then the next.
+    """Announces the devices of one configuration, and then of the next.
 
     Args:
         config: The configuration at the start.
+        before: The prefix under which something was announced at last; empty for none.
+        remember: Remembers such a prefix over restarts: what is there is cleared when it is not wanted any more.
+        show: Sends again what is retained of an agent, or with ``bridge`` that the adapter is there.
+        after_birth_s: How long after Home Assistant's birth message all is sent again, at least and at most: not with
+            everybody else at the same moment.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        before: str,
+        remember: Callable[[str], Awaitable[None]],
+        show: Callable[[str], None],
+        after_birth_s: tuple[float, float],
+    ) -> None:
         self._config = config
+        self._before = before
+        self._remember = remember
+        self._show = show
+        self._after_birth_s = after_birth_s
+        self._on = config.home_assistant.discovery
         self._prefix = config.home_assistant.prefix
         self._connections: asyncio.Queue[Connection] = asyncio.Queue()
         self._wanted: dict[str, AgentConfig | None] = {}
         self._foreign: set[str] = set()
         self._due: dict[str, None] = {}
+        self._to_show: dict[str, None] = {}
         self._changed = asyncio.Event()
         self._birth: asyncio.TimerHandle | None = None
         self._losses = 0
-        self._given_up = False
+        self._silent_until = 0.0
         self._told: set[str] = set()
         self.introduce(config)
 
     def introduce(self, config: Config) -> None:
         """Go on with another configuration: what is new or changed is announced, what is gone is cleared."""
-        old, self._wanted = self._wanted, self._devices(config)
+        self._config = config
+        old, self._wanted = self._wanted, self._devices()
         gone = [topic for topic in old if topic not in self._wanted]
         changed = [topic for topic, agent in self._wanted.items() if topic not in old or old[topic] != agent]
-        self._config = config
         self._send_soon(*gone, *changed)
 
     def connected(self, connection: Connection) -> None:
@@ -84,12 +104,14 @@ class Announcing:
         if received.topic != home.birth_topic or received.payload != home.birth_payload.encode() or received.retain:
             return
         if self._birth is None:
-            delay_s = random.uniform(*_AFTER_BIRTH_S)  # noqa: S311 - keeps no secret
+            delay_s = random.uniform(*self._after_birth_s)  # noqa: S311 - keeps no secret
             self._birth = asyncio.get_running_loop().call_later(delay_s, self._all_again)
 
     async def run(self) -> NoReturn:
         """Announce until cancelled."""
         try:
+            if not self._before:
+                await self._go_by(self._prefix)
             while True:
                 connection = await self._connections.get()
                 try:
@@ -100,14 +122,14 @@ class Announcing:
             if self._birth is not None:
                 self._birth.cancel()
 
-    def _devices(self, config: Config) -> dict[str, AgentConfig | None]:
+    def _devices(self) -> dict[str, AgentConfig | None]:
         """List what is to be announced, by topic; the adapter itself is `None`."""
-        most = config.home_assistant.max_agents
-        if len(config.agents) > most:
-            _log.warning(
-                "home assistant: %d of %d agents are announced (home_assistant.max_agents)", most, len(config.agents)
-            )
-        devices = {self._topic(BRIDGE): None} | {self._topic(agent.work_no): agent for agent in config.agents[:most]}
+        if not self._on:
+            return {}
+        agents, most = self._config.agents, self._config.home_assistant.max_agents
+        if len(agents) > most:
+            _log.warning("home assistant: %d of %d agents are announced (home_assistant.max_agents)", most, len(agents))
+        devices = {self._topic(BRIDGE): None} | {self._topic(agent.work_no): agent for agent in agents[:most]}
         return {topic: agent for topic, agent in devices.items() if topic not in self._foreign}
 
     def _topic(self, name: str) -> str:
@@ -127,6 +149,7 @@ class Announcing:
     def _all_again(self) -> None:
         self._birth = None
         self._send_soon(*self._wanted)
+        self._to_show = {BRIDGE if agent is None else agent.work_no: None for agent in self._wanted.values()}
 
     async def _serve(self, connection: Connection) -> NoReturn:
         """Keep the messages right while a connection stands.
@@ -137,24 +160,36 @@ class Announcing:
         lost = asyncio.create_task(connection.lost(), name="home-assistant.lost")
         work = asyncio.create_task(self._work(connection), name="home-assistant.work")
         try:
-            done, _ = await asyncio.wait([lost, work], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([lost, work], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (lost, work):
                 task.cancel()
             await asyncio.wait([lost, work])
-        done.pop().result()
-        raise AssertionError("neither task returns")
+        (work if lost.cancelled() else lost).result()
+        raise AssertionError("neither returns")
 
     async def _work(self, connection: Connection) -> NoReturn:
-        await self._hear_of_births(connection)
-        await self._compare()
+        if self._on:
+            await self._hear_of_births(connection)
+        known = await self._compare()
         while True:
+            await self._send_all(connection)
+            if known and not self._due:
+                await self._go_by(self._prefix if self._on else "")
             await self._changed.wait()
-            self._changed.clear()
-            while self._due and not self._given_up:
-                topic = next(iter(self._due))
-                await self._send(connection, topic)
-                await asyncio.sleep(1 / PER_SECOND)
+
+    async def _send_all(self, connection: Connection) -> None:
+        """Send what is due, and after that what is to be shown again."""
+        loop = asyncio.get_running_loop()
+        self._changed.clear()
+        while self._due and loop.time() >= self._silent_until:
+            await self._send(connection, next(iter(self._due)))
+            await asyncio.sleep(1 / PER_SECOND)
+        while self._to_show and not self._due:
+            name = next(iter(self._to_show))
+            del self._to_show[name]
+            self._show(name)
+            await asyncio.sleep(2 / PER_SECOND)  # state and availability
 
     async def _hear_of_births(self, connection: Connection) -> None:
         try:
@@ -164,37 +199,54 @@ class Announcing:
         except BrokerError as error:
             self._tell(f"{error}; a restart of Home Assistant is not noticed")
 
-    async def _compare(self) -> None:
-        """Read what is retained; what differs is sent, and what is ours and belongs to nobody is cleared."""
+    async def _compare(self) -> bool:
+        """Read what is retained; what differs is sent, and what is ours and belongs to nobody is cleared.
+
+        Returns:
+            Whether it could be read.
+        """
         looker = f"{self._config.mqtt.client_id}-discovery-{uuid.uuid4().hex[:8]}"
+        prefixes = {self._prefix, self._before or self._prefix}
+        known = True
         try:
-            found = await read_retained(self._config.mqtt, [discovery(self._prefix, "+")], looker, _READ_S)
+            found = await read_retained(
+                self._config.mqtt, [discovery(prefix, "+") for prefix in prefixes], looker, _READ_S
+            )
         except BrokerError as error:
             self._tell(f"{error}; what is left of agents that are gone is not cleared")
-            found = {}
+            known, found = False, {}
         for topic, received in found.items():
             instance = instance_of(received.payload)
             if instance == self._config.instance:
                 if topic not in self._wanted:
                     self._send_soon(topic)
             elif instance is not None and topic in self._wanted:
-                self._foreign.add(topic)
-                del self._wanted[topic]
-                self._due.pop(topic, None)
-                self._tell(f"{topic} is announced by the instance {instance!r}: choose another instance or work number")
+                self._leave_to(instance, topic)
         retained = {topic: received.payload for topic, received in found.items()}
         for topic in self._wanted:
             if retained.get(topic) == self._render(topic):
                 self._due.pop(topic, None)
             else:
                 self._send_soon(topic)
+        return known
+
+    def _leave_to(self, instance: str, topic: str) -> None:
+        """Leave a topic to the instance that announces its own there: `b_1` of `a` and `1` of `a_b` make one id."""
+        self._foreign.add(topic)
+        del self._wanted[topic]
+        self._due.pop(topic, None)
+        self._tell(f"{topic} is announced by the instance {instance}: one of the two needs another name")
 
     async def _send(self, connection: Connection, topic: str) -> None:
         """Send one message, and wait until the broker has it or refuses it."""
         answered: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
-        message = Message(topic=topic, payload=self._render(topic), retain=True)
-        connection.publish(message, _into(answered))
-        self._due.pop(topic)
+
+        def take(refusal: Refusal | None) -> None:
+            if not answered.done():
+                answered.set_result(refusal)
+
+        connection.publish(Message(topic=topic, payload=self._render(topic), retain=True), take)
+        del self._due[topic]
         try:
             refusal = await answered
         except asyncio.CancelledError:
@@ -209,30 +261,28 @@ class Announcing:
         elif refusal.code is None:
             self._tell(f"{topic}: {refusal.reason}; not announced")
         else:
-            self._give_up(f"refuses {topic}: {refusal.reason}")
+            self._silent_until = math.inf
+            self._tell(f"broker refuses {topic}: {refusal.reason}; nothing is announced before the next start")
 
     def _lost_over(self, topic: str) -> None:
         """Note that a connection ended with a message of ours under way: some brokers hang up over a denied one."""
         self._due[topic] = None
         self._losses += 1
         if self._losses >= _TRIES:
-            self._give_up(f"hangs up over {topic}")
+            loop = asyncio.get_running_loop()
+            self._silent_until = loop.time() + _SILENT_S
+            loop.call_later(_SILENT_S, self._changed.set)
+            self._tell(f"broker hangs up over {topic}; nothing is announced for {_SILENT_S:g} s")
 
-    def _give_up(self, reason: str) -> None:
-        """Announce no more: each try may cost all agents a connection."""
-        self._given_up = True
-        self._tell(f"broker {reason}; nothing is announced before the next start")
+    async def _go_by(self, prefix: str) -> None:
+        """Remember where something is announced from now on."""
+        if prefix != self._before:
+            with contextlib.suppress(StorageFullError):
+                await self._remember(prefix)
+                self._before = prefix
 
     def _tell(self, text: str) -> None:
         """Log what a person should mend, once."""
         if text not in self._told:
             self._told.add(text)
             _log.error("home assistant: %s", text)
-
-
-def _into(answered: "asyncio.Future[Refusal | None]") -> Callable[[Refusal | None], None]:
-    def take(refusal: Refusal | None) -> None:
-        if not answered.done():
-            answered.set_result(refusal)
-
-    return take
