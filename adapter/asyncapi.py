@@ -8,25 +8,26 @@ Source:
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import msgspec
 import yaml
 
 from adapter import __version__
+from adapter.channels import CHANNELS, EMPTY, REQUESTS, Channel
 from adapter.contracts import PAYLOADS
-from adapter.payloads import RequestName
-from adapter.topics import Topics
 
 _BINDING = "0.2.0"
-_TOPICS = Topics("agents")
-_AGENT = "{workNo}"
-_EMPTY = "empty"
-
-REQUESTS: Final = get_args(RequestName)
-"""The requests that the adapter answers."""
+_DISCOVERY_MEMBERS = {
+    "device": {"type": "object"},
+    "origin": {"type": "object"},
+    "components": {"type": "object"},
+    "availability": {"type": "array", "items": {"type": "object"}},
+    "availability_mode": {"const": "all"},
+    "qos": {"const": 1},
+}
+"""The root of a discovery message, which is a closed schema. What is in it is Home Assistant's to say."""
 
 _PLAIN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "availability": ("Whether somebody is there.", {"type": "string", "enum": ["online", "offline"]}),
@@ -34,12 +35,27 @@ _PLAIN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "Call data as it is: at most 2,048 bytes of UTF-8 without control characters.",
         {"type": "string", "minLength": 1, "maxLength": 2048},
     ),
-    _EMPTY: ("No bytes at all: it clears a retained topic, or is a request without an id.", {"const": ""}),
+    "birth": ("What Home Assistant says when it has started; home_assistant.birth_payload.", {"const": "online"}),
+    EMPTY: ("No bytes at all: it clears a retained topic, or is a request without an id.", {"const": ""}),
 }
 """Payloads that are no JSON: what they are, and their schema as text."""
 
+_FOREIGN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "discovery": (
+        "A device and its entities, as Home Assistant's documentation of MQTT discovery describes them.",
+        {
+            "type": "object",
+            "properties": _DISCOVERY_MEMBERS,
+            "required": list(_DISCOVERY_MEMBERS),
+            "additionalProperties": False,
+        },
+    )
+}
+"""Payloads in JSON that others have laid down."""
+
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "workNo": {"description": "The agent's work number: 1 to 64 of A-Z a-z 0-9 _ -, and not bridge."},
+    "objectId": {"description": "ccgateway2mqtt_<instance>_<workNo>, or ccgateway2mqtt_<instance>_bridge."},
     "page": {"description": "The page of the roster, from 1; it holds up to 200 agents."},
     "request": {"description": "What is asked for.", "enum": list(REQUESTS)},
     "response": {
@@ -47,158 +63,6 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "enum": [*REQUESTS, "unknown"],
     },
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """A topic, with what the adapter does there.
-
-    Attributes:
-        name: Its name in the document.
-        address: The topic with its parameters in braces, below the default prefix.
-        action: Whether the adapter sends there or receives, as AsyncAPI has it.
-        messages: What may come, by the names of the payloads.
-        retain: Whether what is sent is retained; what the adapter receives must not be (C4).
-        reply: The name of the channel where what is received is answered.
-    """
-
-    name: str
-    address: str
-    what: str
-    messages: tuple[str, ...]
-    action: Literal["send", "receive"] = "send"
-    retain: bool = False
-    qos: int = 1
-    reply: str | None = None
-
-    @property
-    def parameters(self) -> list[str]:
-        """List the parameters of the address."""
-        return [level[1:-1] for level in self.address.split("/") if level.startswith("{")]
-
-
-CHANNELS: Final = (
-    Channel(
-        name="event",
-        address=_TOPICS.event(_AGENT),
-        what="The agent's newest event, for what shows something.",
-        messages=("event", _EMPTY),
-        retain=True,
-    ),
-    Channel(
-        name="events",
-        address=_TOPICS.events(_AGENT),
-        what="Every event of the agent, for what sets something off; mqtt.stream: false turns it off.",
-        messages=("event",),
-    ),
-    Channel(
-        name="state",
-        address=_TOPICS.state(_AGENT),
-        what="The agent's state and call.",
-        messages=("state", _EMPTY),
-        retain=True,
-    ),
-    Channel(
-        name="session",
-        address=_TOPICS.session(_AGENT),
-        what="How the agent's session at the gateway stands.",
-        messages=("session", _EMPTY),
-        retain=True,
-    ),
-    Channel(
-        name="availability",
-        address=_TOPICS.availability(_AGENT),
-        what="offline while the agent is signed out or stopped, or has been retrying for more than 30 s.",
-        messages=("availability", _EMPTY),
-        retain=True,
-    ),
-    Channel(
-        name="calldataSet",
-        address=_TOPICS.command(_AGENT, "calldata"),
-        what="Call data for the agent's next poll.",
-        messages=("calldata-command", "calldata-text"),
-        action="receive",
-        reply="calldataResult",
-    ),
-    Channel(
-        name="calldataResult",
-        address=_TOPICS.result(_AGENT, "calldata"),
-        what="What became of call data.",
-        messages=("result",),
-    ),
-    Channel(
-        name="sessionSet",
-        address=_TOPICS.command(_AGENT, "session"),
-        what="Signs the agent in or out.",
-        messages=("session-command",),
-        action="receive",
-        reply="sessionResult",
-    ),
-    Channel(
-        name="sessionResult",
-        address=_TOPICS.result(_AGENT, "session"),
-        what="What became of a sign-in or sign-out.",
-        messages=("result",),
-    ),
-    Channel(
-        name="bridgeAvailability",
-        address=_TOPICS.bridge("availability"),
-        what="Whether the adapter is connected; the last will says offline.",
-        messages=("availability",),
-        retain=True,
-    ),
-    Channel(
-        name="bridgeInfo",
-        address=_TOPICS.bridge("info"),
-        what="What runs here, in under 8 KB.",
-        messages=("info",),
-        retain=True,
-    ),
-    Channel(
-        name="bridgeAgents",
-        address=_TOPICS.bridge("agents/{page}"),
-        what="The roster, 200 agents a page.",
-        messages=("roster", _EMPTY),
-        retain=True,
-    ),
-    Channel(
-        name="bridgeHealth",
-        address=_TOPICS.bridge("health"),
-        what="How the adapter is, every 60 s.",
-        messages=("health",),
-        retain=True,
-        qos=0,
-    ),
-    Channel(
-        name="bridgeMark",
-        address=_TOPICS.bridge("mark"),
-        what="By it the adapter sees which retained messages the broker may lack; nobody else should write it.",
-        messages=("mark",),
-        retain=True,
-    ),
-    Channel(
-        name="bridgeLog",
-        address=_TOPICS.bridge("log"),
-        what="Warnings and errors.",
-        messages=("log",),
-        qos=0,
-    ),
-    Channel(
-        name="bridgeRequest",
-        address=_TOPICS.request("{request}"),
-        what="Asks the adapter for something.",
-        messages=("request", "log-level-request", _EMPTY),
-        action="receive",
-        reply="bridgeResponse",
-    ),
-    Channel(
-        name="bridgeResponse",
-        address=_TOPICS.response("{response}"),
-        what="The answer to a request; agents gives one for each page.",
-        messages=("response",),
-    ),
-)
-"""Every topic, in the order of docs/topics.md."""
 
 
 def make() -> dict[str, Any]:
@@ -282,6 +146,9 @@ def _message(name: str) -> dict[str, Any]:
     if name in _PLAIN:
         what, schema = _PLAIN[name]
         return {"summary": what, "contentType": "text/plain", "payload": schema}
+    if name in _FOREIGN:
+        what, schema = _FOREIGN[name]
+        return {"summary": what, "contentType": "application/json", "payload": schema}
     kind = PAYLOADS[name]
     what = (kind.__doc__ or "").partition("\n")[0]
     made = {"summary": what, "contentType": "application/json", "payload": _ref("components/schemas", kind.__name__)}

@@ -47,7 +47,7 @@ class Promise:
 
     Attributes:
         name: The channel's.
-        address: The topic with its parameters, below the default prefix.
+        address: The topic with its parameters, below the default prefixes.
         sends: Whether the adapter sends there; else it receives.
         payloads: The validators of what may come, by the names of the messages.
         plain: The names of those that are text.
@@ -64,7 +64,7 @@ class Promise:
     reply: str | None
 
     def fits(self, topic: str) -> bool:
-        """Say whether a topic, below the default prefix, is this one."""
+        """Say whether a topic, below the default prefixes, is this one."""
         pattern = "[^/]*".join(re.escape(literal) for literal in _WILDCARD.split(self.address))
         return re.fullmatch(pattern, topic) is not None
 
@@ -112,20 +112,25 @@ def validator(schema: dict[str, Any]) -> Draft7Validator:
     return Draft7Validator({"allOf": [schema], "components": DOCUMENT["components"]})
 
 
-def promise_of(topic: str, prefix: str = "agents") -> Promise:
+def promise_of(topic: str, prefix: str = "agents", home_assistant: str = "homeassistant") -> Promise:
     """Find what is promised of a topic: a literal level counts for more than a parameter."""
-    assert topic.startswith(f"{prefix}/"), f"nothing is promised of {topic}"
-    plain = f"agents/{topic.removeprefix(f'{prefix}/')}"
+    first, _, rest = topic.partition("/")
+    plain = f"{ {prefix: 'agents', home_assistant: 'homeassistant'}.get(first) }/{rest}"
     found = [promise for promise in promises().values() if promise.fits(plain)]
     assert found, f"nothing is promised of {topic}"
     return min(found, key=lambda promise: len(_WILDCARD.findall(promise.address)))
 
 
-def hold(sent: Iterable[Sent], prefix: str = "agents") -> set[tuple[str, str]]:
-    """Hold what the adapter sent against the document; give what was seen, as names of channel and message."""
+def hold(sent: Iterable[Sent], *prefixes: str) -> set[tuple[str, str]]:
+    """Hold what the adapter sent against the document; give what was seen, as names of channel and message.
+
+    Args:
+        sent: Its messages.
+        prefixes: Those of the topics and of Home Assistant's, where they are not the default ones.
+    """
     seen = set()
     for message in sent:
-        promise = promise_of(message.topic, prefix)
+        promise = promise_of(message.topic, *prefixes)
         name = promise.hold(message.payload)
         assert promise.sends, f"{message.topic} is for others"
         assert (message.retain, message.qos) == (promise.retain, promise.qos), message

@@ -12,7 +12,7 @@ FLOORS = (
     # 2 values
     ("event", "answer", "payloads", "privacy", "state", "store", "store.records", "command"),
     ("config.nodes", "config.source", "config.rules", "config.words", "config.grammar", "config.check"),
-    ("config.schema", "config.settings", "config.report", "config", "contracts", "asyncapi"),
+    ("config.schema", "config.settings", "config.report", "config", "contracts", "channels", "asyncapi"),
     # 3 ports
     (
         "store.sql",
@@ -45,7 +45,19 @@ A package can be one entry (`config`), with an order of its own within, or sever
 
 WAY = ("agent.poller", "publisher", "mark", "fleet", "link", "commands", "bridge", "logs")
 """The way from answer to topic, and what is always on it: nothing optional is imported from there."""
-BESIDE = {"listener", "loop_delay", "watch", "wall", "nats", "send", "check", "simulator", "contracts", "asyncapi"}
+BESIDE = {
+    "listener",
+    "loop_delay",
+    "watch",
+    "wall",
+    "nats",
+    "send",
+    "check",
+    "simulator",
+    "contracts",
+    "channels",
+    "asyncapi",
+}
 BESIDE |= {"home_assistant", "home_assistant.devices", "home_assistant.announcing"}
 OPTIONAL = BESIDE | {"demo", "demo_lines", "cli"}
 

@@ -3,6 +3,7 @@
 `make test-contract` holds it against AsyncAPI itself.
 """
 
+import contextlib
 import json
 import re
 import subprocess
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from adapter import asyncapi, contracts
+from adapter import asyncapi, channels, contracts
 from adapter.agent.presence import Timing
 from tests.asyncapi_support import DOCUMENT, Record, Sent, hold, promise_of, promises
-from tests.broker_support import Broker
+from tests.broker_support import Broker, Peer
 from tests.stage_support import staged
 from tests.tcp_proxy import Proxy
 
@@ -40,6 +41,8 @@ SEEN_IN_A_RUN = {
     ("bridgeMark", "mark"),
     ("bridgeLog", "log"),
     ("bridgeResponse", "response"),
+    ("discovery", "discovery"),
+    ("discovery", "empty"),
 }
 
 
@@ -112,12 +115,20 @@ async def test_what_the_adapter_does_is_what_it_says(tmp_path: Path, shared_brok
     async with (
         staged(tmp_path, shared_broker, agents=("101", "102")) as stage,
         Proxy(shared_broker.ports["mqtt"]) as proxy,
+        contextlib.AsyncExitStack() as stack,
     ):
         proxy.up = record.take
-        values = {"mqtt": {"url": proxy.url, "protocol": "5"}}
+        home = f"{stage.prefix}-home"
+        values = {
+            "mqtt": {"url": proxy.url, "protocol": "5"},
+            "home_assistant": {"discovery": True, "prefix": home, "birth_topic": f"{home}/status"},
+        }
+        device = f"{home}/device/ccgateway2mqtt_{stage.prefix}_102/config"
+        hearing = stack.enter_context(Peer(shared_broker, [device]))
         async with stage.running(timing=Timing(mark_s=0.1), **values) as adapter:
             await stage.polling("101")
             await stage.polling("102")
+            await hearing.wait_for(lambda: hearing.messages)
             await stage.send("101/calldata/set", {"calldata": "x", "id": "c1"})
             await stage.send("101/calldata/set", b"")
             for name in ("agents", "nonsense"):
@@ -145,19 +156,24 @@ async def test_what_the_adapter_does_is_what_it_says(tmp_path: Path, shared_brok
             for rest in ("event", "state", "session", "availability"):
                 await stage.peer.wait_for_payload(stage.topic(f"102/{rest}"), b"")
             await stage.wait("bridge/mark")
+            await hearing.wait_for_payload(device, b"")
 
-        assert hold(record.sent, stage.prefix) == SEEN_IN_A_RUN
+        assert hold(record.sent, stage.prefix, home) == SEEN_IN_A_RUN
 
-    topics = {promise.address.replace("agents/", f"{stage.prefix}/", 1): promise for promise in promises().values()}
-    listened = {re.sub(r"\{\w+\}", "+", topic): each.qos for topic, each in topics.items() if not each.sends}
+    def here(address: str) -> str:
+        first, rest = address.split("/", 1)
+        return f"{ {'agents': stage.prefix, 'homeassistant': home}[first] }/{rest}"
+
+    topics = {re.sub(r"\{\w+\}", "+", here(promise.address)): promise for promise in promises().values()}
+    listened = {topic: each.qos for topic, each in topics.items() if not each.sends}
     own = {topic for topic, each in topics.items() if each.sends and each.retain}
     assert {topic: qos for topic, qos in record.subscribed.items() if topic in listened} == listened
     assert record.subscribed.keys() - listened.keys() <= own
     will = DOCUMENT["servers"]["broker"]["bindings"]["mqtt"]["lastWill"]
     assert {(each.topic, each.payload.decode(), each.qos, each.retain) for each in record.wills} == {
-        (will["topic"].replace("agents/", f"{stage.prefix}/", 1), will["message"], will["qos"], will["retain"])
+        (here(will["topic"]), will["message"], will["qos"], will["retain"])
     }
-    assert unknown["reason"] == f"unknown request; expected one of {', '.join(asyncapi.REQUESTS)}"
+    assert unknown["reason"] == f"unknown request; expected one of {', '.join(channels.REQUESTS)}"
 
 
 def test_a_run_shows_every_topic() -> None:

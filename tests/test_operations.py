@@ -166,7 +166,7 @@ def test_the_machine_is_looked_at() -> None:
 
 def test_every_request_is_documented() -> None:
     """docs/topics.md has a line for each request."""
-    from adapter.asyncapi import REQUESTS  # noqa: PLC0415 - only here
+    from adapter.channels import REQUESTS  # noqa: PLC0415 - only here
 
     text = (Path(__file__).parent.parent / "docs/topics.md").read_text(encoding="utf-8")
     table = text.partition(f"### `{Topics('bridge').prefix}/request/<name>`")[2].partition("###")[0]
