@@ -84,6 +84,7 @@ def values(parrot: Parrot, broker: Broker, agents: list[dict[str, Any]], **more:
         "mqtt": {"url": broker.url(), "username": "adapter", "password": BROKER_PASSWORD},
         "agents": agents,
         "storage": {"path": "outbox.db"},
+        "home_assistant": {"discovery": True},
         "log": {"level": "debug"},
     } | more
 

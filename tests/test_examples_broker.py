@@ -9,7 +9,7 @@ import pytest
 
 from adapter.agent.presence import Timing
 from adapter.simulator import Simulator
-from adapter.topics import Topics
+from adapter.topics import Topics, discovery
 from tests.adapter_support import HOLD_S, running, write
 from tests.examples_support import (
     Broker,
@@ -40,20 +40,26 @@ RESPONSE = TOPICS.response("reload")
 COMMANDS = {CALLDATA, SESSION, RELOAD}
 ANSWERS = {CALLDATA_RESULT, SESSION_RESULT, RESPONSE}
 MARK = TOPICS.bridge("mark")
-EVERYTHING = SHOWN | STATUS | COMMANDS | ANSWERS | {MARK}
-FOREIGN = {"agents", "other/topic", "homeassistant/device/x/config"}
+DISCOVERY = discovery("homeassistant", "x")
+AGENT = discovery("homeassistant", "ccgateway2mqtt_main_102")
+BIRTH = "homeassistant/status"
+HOME = {DISCOVERY, BIRTH, "homeassistant/sensor/x/config"}
+EVERYTHING = SHOWN | STATUS | COMMANDS | ANSWERS | HOME | {MARK}
+FOREIGN = {"agents", "other/topic"}
 
 MAY_WRITE = {
-    "adapter": EVERYTHING - COMMANDS,
+    "adapter": EVERYTHING - COMMANDS - HOME | {DISCOVERY},
     "dashboard": set[str](),
     "sender": {CALLDATA},
+    "homeassistant": COMMANDS | HOME,
     "operator": {SESSION, RELOAD},
     "bridge": SHOWN | STATUS | {CALLDATA_RESULT},
 }
 MAY_READ = {
-    "adapter": EVERYTHING,
+    "adapter": EVERYTHING - HOME | {DISCOVERY, BIRTH},
     "dashboard": SHOWN | STATUS,
     "sender": SHOWN | {TOPICS.bridge("health"), CALLDATA_RESULT},
+    "homeassistant": SHOWN | HOME | {TOPICS.bridge("info"), TOPICS.bridge("health")},
     "operator": SHOWN | STATUS | {SESSION_RESULT, RESPONSE},
 }
 
@@ -120,7 +126,7 @@ def test_each_user_reads_only_its_own_topics(broker: Broker) -> None:
 async def test_the_adapter_may_do_all_that_it_does(
     broker: Broker, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is refused to the adapter's own log-in: events, results, its mark and reading it back (D4a), requests."""
+    """Nothing is refused to the adapter's own log-in: events, results, its mark and reading it back (D4a), discovery."""
     mqtt = {"url": f"mqtt://localhost:{broker.port}", "username": "adapter"}
     mqtt["password"] = broker.credentials.passwords["adapter"]
     config = {
@@ -128,6 +134,7 @@ async def test_the_adapter_may_do_all_that_it_does(
         "mqtt": mqtt,
         "agents": [{"work_no": agent.work_no, "guid": agent.guid} for agent in simulator.agents],
         "storage": {"path": "outbox.db"},
+        "home_assistant": {"discovery": True},
     }
     path = write(tmp_path, config)
     with connected(broker, "sender") as sender, connected(broker, "operator") as operator:
@@ -144,6 +151,7 @@ async def test_the_adapter_may_do_all_that_it_does(
                 await seen(lambda count=number + 1: len(operator.payloads(RESPONSE)) == count)  # type: ignore[misc] # as above
                 await seen(lambda count=number + 1: len(operator.payloads(SESSION_RESULT)) == count)  # type: ignore[misc] # as above
                 await seen(lambda: b'"n":' in retained(broker, MARK))
+                await seen(lambda: b"Agent 102" in retained(broker, AGENT))
 
     assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
 

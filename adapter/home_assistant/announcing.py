@@ -216,6 +216,7 @@ class Announcing:
             self._tell(f"{error}; what is left of agents that are gone is not cleared")
             known, found = False, {}
         for topic, received in found.items():
+            await asyncio.sleep(0)  # polls go on between any two: to look at all of them takes some 50 ms
             instance = instance_of(received.payload)
             if instance == self._config.instance:
                 if topic not in self._wanted:
@@ -223,7 +224,8 @@ class Announcing:
             elif instance is not None and topic in self._wanted:
                 self._leave_to(instance, topic)
         retained = {topic: received.payload for topic, received in found.items()}
-        for topic in self._wanted:
+        for topic in list(self._wanted):
+            await asyncio.sleep(0)
             if retained.get(topic) == self._render(topic):
                 self._due.pop(topic, None)
             else:
