@@ -152,6 +152,17 @@ async def _queries_answer(prometheus: Prometheus) -> None:
             assert set(re.findall(r"\{\{(\w+)\}\}", legends[name])) <= series["metric"].keys(), name
 
 
+async def _metrics_are_known(prometheus: Prometheus) -> None:
+    """Every metric is in docs/monitoring.md, and rules and dashboard name none that is not there."""
+    names = {name for name in await prometheus.ask("label/__name__/values") if name.startswith(JOB)}
+    tables = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").partition("## Metrics")[2]
+    documented = {f"{JOB}_{name}" for name in re.findall(rf"`(?:{JOB}|\.\.\.)_(\w+)", tables)}
+    used = re.findall(rf"{JOB}_\w+", " ".join([*expressions().values(), *(rule["expr"] for rule in ALERTS.values())]))
+
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} == documented
+    assert set(used) <= names
+
+
 async def _events_show(prometheus: Prometheus) -> None:
     """Wait until what happened is more than nothing."""
 
@@ -224,6 +235,7 @@ async def test_a_real_run_is_seen(tmp_path: Path, broker: Broker) -> None:
             await _events_show(prometheus)
             await _queries_answer(prometheus)
             await _variables_answer(prometheus)
+            await _metrics_are_known(prometheus)
             assert (await prometheus.query(expressions()["Agents polled A"]))[0]["value"][1] == "2"
             assert await prometheus.alerts() == {}
 
