@@ -126,7 +126,7 @@ def test_each_user_reads_only_its_own_topics(broker: Broker) -> None:
 async def test_the_adapter_may_do_all_that_it_does(
     broker: Broker, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is refused to the adapter's own log-in: events, results, its mark and reading it back (D4a), discovery."""
+    """Nothing is refused to the adapter's own log-in: events, results, its mark, also to read it (D4a), discovery."""
     mqtt = {"url": f"mqtt://localhost:{broker.port}", "username": "adapter"}
     mqtt["password"] = broker.credentials.passwords["adapter"]
     config = {
