@@ -29,7 +29,7 @@ endef
 .PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/.runtime ## the main job on this machine; options: make demo ARGS="--duration 20 --no-browser"
 	@$(BIN)/ccgateway2mqtt demo $(ARGS)
