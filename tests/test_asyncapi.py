@@ -106,7 +106,7 @@ def test_the_topics_are_those_of_the_documentation() -> None:
 
 
 async def test_what_the_adapter_does_is_what_it_says(tmp_path: Path, shared_broker: Broker) -> None:
-    """A run with events, failures, commands, requests, a reload and a lost connection: every message, to the flags.
+    """Section 3: events, failures, commands, requests, a reload, a lost connection; every message, to the flags.
 
     Payload, topic, retain, QoS and content type of all that the adapter sends, on every topic where it sends; its last
     will; and what it subscribes to.
