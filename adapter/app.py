@@ -25,8 +25,8 @@ from adapter.errors import AdapterError, CommandError, StorageError, StorageFull
 from adapter.event import timestamp
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
-from adapter.intake import Flood
-from adapter.link import Link, Subscription
+from adapter.intake import Flood, subscriptions
+from adapter.link import Link
 from adapter.logs import TopicHandler, set_up
 from adapter.mark import Mark
 from adapter.metrics import Counters
@@ -136,7 +136,7 @@ class App:
             topics=topics,
             counters=self._shared.counters,
             mark=mark,
-            subscriptions=self._subscriptions(),
+            subscriptions=subscriptions(topics, self._config.commands),
             receive=self._receive,
             connected=self._connected,
             remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
@@ -317,15 +317,6 @@ class App:
             await asyncio.sleep(_BEAT_S)
 
     # What comes from the broker.
-
-    def _subscriptions(self) -> list[Subscription]:
-        topics, commands = self._shared.topics, self._config.commands
-        wanted = {
-            topics.command("+", "calldata"): commands.calldata,
-            topics.command("+", "session"): commands.session,
-            topics.request("+"): commands.bridge,
-        }
-        return [(topic, 1) for topic, on in wanted.items() if on]
 
     def _receive(self, received: Received, acknowledge: Callable[[], None]) -> None:
         command = self._shared.topics.parse_command(received.topic)

@@ -157,23 +157,29 @@ def run(path: Path) -> None:
 
 @main.command()
 @_config
-@click.option("--online", is_flag=True, help="Also try the gateway's TLS and the broker's log-in, changing nothing.")
+@click.option("--online", is_flag=True, help="Also look at gateway, broker and machine; nothing stays changed.")
 @_username
 @_password_file
 def check(path: Path, *, online: bool, username: str | None, password_file: Path | None) -> None:
     """Validate a configuration file; every mistake in it is told at once.
 
+    With --online also: the gateway (through its proxy), certificates, clocks, the broker's log-in, ACL and limits, open
+    files, ports and the disk, a line for each with what to do about it; exit code 1 where one of them failed.
+
     Example:  ccgateway2mqtt check -c config.yaml --online
     """
-    from adapter import check as checking
     from adapter.config import load
 
     config = load(path)
     click.echo(f"{path}: valid, {len(config.agents)} agents", err=True)
     if online:
-        problems = _run(checking.online(config, _log_in(config.mqtt, username, password_file), _tell))
-        if problems:
-            raise StartError(f"{path}: {problems} of 2 checks failed", exit_code=_FAILED)
+        from adapter import doctor
+
+        findings = _run(doctor.examine(config, _log_in(config.mqtt, username, password_file), _tell))
+        outcome = f"{path}: {doctor.summary(findings)}"
+        if any(finding.verdict == "failed" for finding in findings):
+            raise StartError(outcome, exit_code=_FAILED)
+        _tell(outcome)
 
 
 @main.command()

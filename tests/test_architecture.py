@@ -35,7 +35,7 @@ FLOORS = (
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "wall", "listener", "app"),
-    ("simulator", "nats", "check", "send", "watch"),
+    ("simulator", "nats", "check", "doctor", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
     ("cli", "__main__"),
@@ -53,6 +53,7 @@ BESIDE = {
     "nats",
     "send",
     "check",
+    "doctor",
     "simulator",
     "contracts",
     "channels",

@@ -95,6 +95,8 @@ class Connection:
         receive_maximum: How many QoS 1 messages may be in flight: the broker's Receive Maximum
             [MQTT-3.3.4-9]; 65,535, which is all packet identifiers, where it names none.
         maximum_packet_size: Bytes of the largest packet that the broker takes; `None` where it names none.
+        maximum_qos: The highest QoS that it takes.
+        retain_available: Whether it retains messages.
         acknowledged: How many messages the broker has answered with PUBACK.
         hung_up: Whether the other side ended the connection, perhaps over what it was sent.
     """
@@ -113,6 +115,8 @@ class Connection:
         self.protocol = protocol
         self.receive_maximum = 65_535
         self.maximum_packet_size: int | None = None
+        self.maximum_qos = 2
+        self.retain_available = True
         self.acknowledged = 0
         self.hung_up = False
         self._config = config
@@ -323,6 +327,8 @@ class Connection:
         if not reason.is_failure:
             self.receive_maximum = getattr(granted, "ReceiveMaximum", self.receive_maximum)
             self.maximum_packet_size = getattr(granted, "MaximumPacketSize", None)
+            self.maximum_qos = getattr(granted, "MaximumQoS", self.maximum_qos)
+            self.retain_available = bool(getattr(granted, "RetainAvailable", self.retain_available))
             self._connack.set_result(None)
         elif reason.value in _LOG_IN_REFUSED:
             self._connack.set_exception(BrokerAuthError(text))

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -166,6 +167,9 @@ class Simulator(Gateway):
         if isinstance(request, str):
             self.violate("", "http", request)
             return await send(connection, refuse("000-002", status=400), keep_alive=False)
+        if request.path.rstrip("/") == "/agentgateway":  # somebody sees whether it is there
+            now = ("Date", formatdate(usegmt=True))
+            return await send(connection, Answer(status=404, headers=[now]), keep_alive=request.keep_alive)
         found = _POLL_PATH.fullmatch(request.path)
         if found is not None and found[1] in self._agents:
             self.poll_count += 1

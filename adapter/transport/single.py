@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from base64 import b64encode
 
 import httpx
@@ -36,6 +37,11 @@ class Transport(httpx.AsyncBaseTransport):
         self._common = common
         self._proxy = proxy
         self._wire: Wire | None = None
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """TLS as it was agreed on last, to look at; `None` without."""
+        return None if self._wire is None else self._wire.tls
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and give its answer when no more of it is to come; its stream is the body, or raises.

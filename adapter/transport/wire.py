@@ -52,6 +52,11 @@ class Wire:
                 self._incoming, self._outgoing, server_hostname=host, session=common.tls_session
             )
 
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """TLS, to look at; `None` without."""
+        return self._tls
+
     async def handshake(self) -> None:
         """Shake hands, where there is TLS, and begin to watch the socket.
 
