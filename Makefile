@@ -26,7 +26,7 @@ cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --logl
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked bench-wall chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -96,6 +96,9 @@ bench-small: $(VENV)/.development programs ## memory, CPU and start with ten age
 
 bench-blocked: $(VENV)/.development programs ## how late the event loop is with 5,000 agents, whatever happens; options: make bench-blocked ARGS="--agents 1000"
 	$(BIN)/python -m bench.blocked $(ARGS)
+
+bench-wall: $(VENV)/.development programs ## how smooth the wall page is with 500 agents, in a real browser; options: make bench-wall ARGS="--agents 2000"
+	$(BIN)/python -m bench.wall $(ARGS)
 
 $(RIVALS)/go/poll: bench/rivals/go/main.go bench/rivals/go/go.mod
 	@scripts/need go:golang-go

@@ -14,7 +14,7 @@ from adapter.wall import Settings, files_directory, serve
 from tests.wall_page_support import RINGING, STATES, open_wall, show_everything
 from tests.wall_support import moment, until
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.page]
 
 
 async def test_tiles_appear_in_their_groups(browser: Browser, embedded: NatsServer) -> None:

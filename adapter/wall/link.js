@@ -1,15 +1,16 @@
 // The page's own connection to the broker: MQTT 3.1.1 over websocket, by MQTT.js (global `mqtt`).
 // Rule: only this file knows MQTT.js.
 
-// What is retained, by filter. QoS 0: after a lost connection all of it comes anew.
+// What is retained, by filter. QoS 0: after a lost connection all of it comes anew. Who there is comes first, as
+// brokers send it in this order: else every tile would move to its group when it is known.
 const RETAINED = [
+  "bridge/availability",
+  "bridge/health",
+  "bridge/agents/+",
   "+/state",
   "+/event",
   "+/session",
   "+/availability",
-  "bridge/availability",
-  "bridge/health",
-  "bridge/agents/+",
 ];
 const LIVE = { "+/events": 0, "+/calldata/result": 1 };
 // Without this there is nothing to show; the others a log-in may be denied.

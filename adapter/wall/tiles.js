@@ -70,7 +70,8 @@ export class Tiles {
     let shown = 0;
     for (const section of this.#sections.values()) shown += this.#drawSection(section);
     if (this.#stop?.element.hidden ?? true) this.#rove(this.#first(), false);
-    mark(this.#root, "density", shown <= 16 ? "roomy" : shown <= 60 ? "normal" : "dense");
+    const soon = shown + this.#dirty.size; // most of them will be shown, and each density costs a layout of all
+    mark(this.#root, "density", soon <= 16 ? "roomy" : soon <= 60 ? "normal" : "dense");
     document.getElementById("waiting").hidden = this.#tiles.size > 0;
     document.getElementById("none").hidden = this.#tiles.size === 0 || shown > 0;
   }
