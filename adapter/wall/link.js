@@ -129,22 +129,26 @@ export class Link {
     return { acknowledged, forget };
   }
 
-  /** Subscribe; what is refused is asked for again, as a cluster refuses while it chooses a leader. */
+  /**
+   * Subscribe, and call `done` once there is something to show. What is refused is asked for again some times, as a
+   * cluster refuses while it chooses a leader; then it is denied.
+   */
   #subscribe(filters, done, tries = SUBSCRIBE_TRIES) {
     const client = this.#client;
     const topics = Object.fromEntries(filters.map(([name, qos]) => [`${this.#prefix}/${name}`, { qos }]));
     // MQTT.js calls a SUBACK with a refusal an error; the packet, which comes with it, says which were refused.
     client.subscribe(topics, (error, granted, packet) => {
       if (this.#client !== client || !client.connected) return;
-      const codes = packet?.granted ?? granted?.map(({ qos }) => qos) ?? filters.map(() => DENIED);
+      const codes = packet?.granted ?? filters.map(() => DENIED);
       const left = filters.filter((_, index) => codes[index] >= DENIED);
-      const last = tries <= 1 && !left.some(([name]) => name === NEEDED);
-      if (left.length && !last) {
-        setTimeout(() => this.#client === client && client.connected && this.#subscribe(left, done, tries - 1), RETRY_MS);
-      } else {
+      const waits = left.some(([name]) => name === NEEDED);
+      if (!waits) done();
+      if (left.length && (waits || tries > 1)) {
+        const again = () => this.#subscribe(left, waits ? done : () => {}, tries - 1);
+        setTimeout(() => this.#client === client && client.connected && again(), RETRY_MS);
+      } else if (left.length) {
         this.denied = left.map(([name]) => name);
         for (const name of this.denied) this.#silent.delete(name);
-        done();
       }
     });
   }
