@@ -114,7 +114,7 @@ async def node_red(directory: Path, flow: list[Node], broker: Broker | None = No
         broker: Whose address and whose user `sender` are filled in; without one the flow is left as it is.
     """
     prepare(directory, flow, broker)
-    before = subscriptions(broker, flow) if broker else 0
+    before = subscriptions(broker, topics(flow)) if broker else 0
     process = await asyncio.create_subprocess_exec(
         find("node"),
         str(INSTALLED / "node_modules/node-red/red.js"),
@@ -135,7 +135,7 @@ async def node_red(directory: Path, flow: list[Node], broker: Broker | None = No
                 await socket.send_json({"subscribe": topic})
             looking = asyncio.create_task(made.look(socket), name="comms")
             if broker:
-                await until(lambda: subscriptions(broker, flow) > before)
+                await until(lambda: subscriptions(broker, topics(flow)) > before)
             try:
                 yield made
             finally:
@@ -143,10 +143,14 @@ async def node_red(directory: Path, flow: list[Node], broker: Broker | None = No
                 await asyncio.wait([looking])
 
 
-def subscriptions(broker: Broker, flow: list[Node]) -> int:
-    """Say how many times the broker has taken every subscription of the flow; 0 while one is missing."""
-    filters = [node["topic"] for node in flow if node["type"] == "mqtt in"]
-    return min(len(re.findall(rf": nodered\w+ 1 {re.escape(each)}$", broker.log, re.MULTILINE)) for each in filters)
+def topics(flow: list[Node]) -> list[str]:
+    """List what a flow subscribes to."""
+    return [node["topic"] for node in flow if node["type"] == "mqtt in"]
+
+
+def subscriptions(broker: Broker, filters: Sequence[str]) -> int:
+    """Say how many times the broker has taken each of these subscriptions; 0 while one is missing."""
+    return min(len(re.findall(rf": \S+ 1 {re.escape(each)}$", broker.log, re.MULTILINE)) for each in filters)
 
 
 @contextlib.contextmanager
