@@ -24,7 +24,9 @@ from adapter.simulator import Simulator
 from tests.adapter_support import settings, write
 from tests.broker_support import HOST, Broker, Peer, free_ports, mosquitto, nats
 from tests.cli_support import COMMAND
+from tests.contract_support import valid
 from tests.hostile_support import Proxy
+from tests.stage_support import staged
 
 NOBODY = {"gateway": {"url": f"https://{HOST}:9"}, "mqtt": {"url": f"mqtt://{HOST}:9"}}
 
@@ -85,7 +87,8 @@ async def test_all_is_well(tmp_path: Path, simulator: Simulator, broker: Broker)
     assert [message for message in late.messages if message.topic != "done"] == []
     published = [message for message in peer.messages if message.topic != "done"]
     assert len(published) == 9
-    assert {(message.payload, message.retain) for message in published} == {(b"", False)}
+    assert not any(message.retain for message in published)
+    assert valid(peer) == 9
     assert not (tmp_path / "ccgateway2mqtt.db").exists()
 
 
@@ -250,6 +253,25 @@ ACL = "topic read #\ntopic write agents/+/event\ntopic write agents/+/state\ntop
 DENIED = ["availability", "calldata/result", "events", "session", "session/result"]
 
 
+async def test_it_runs_beside_the_adapter(tmp_path: Path, shared_broker: Broker) -> None:
+    """Nothing of the running adapter is disturbed: its connection, its polls, what is retained; `running` looks at all.
+
+    What it publishes is within the contract, so that nobody who listens stumbles over it.
+    """
+    async with staged(tmp_path, shared_broker) as stage, stage.running() as adapter:
+        await stage.polling("101")
+        await stage.wait("101/state")
+        await adapter.app._outbox.flushed()
+        found = await seen(tmp_path, stage.values())
+        stage.simulator.emit_sample("101", "AgentState_Ready")
+        await stage.wait("101/event", seq=1)
+
+        assert [place for place, finding in found.items() if finding.verdict == "failed"] == []
+        assert stage.json("bridge/log") == []
+        assert [message.payload for message in stage.on("bridge/availability")] == [b"online"]
+        assert len(stage.on("bridge/mark")) <= 1
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_an_acl_that_denies(tmp_path: Path, simulator: Simulator, protocol: str) -> None:
     """What the adapter may not write is named: with MQTT 5 by the PUBACK, with 3.1.1 since it does not come back."""
@@ -282,7 +304,7 @@ async def test_what_is_switched_off_is_not_asked_for(tmp_path: Path, simulator: 
 
     assert found["broker ACL, write"].verdict == "ok"
     assert found["broker ACL, read"].text == "subscribed to 5 topics"
-    assert announced["broker ACL, write"].text == "denied: ha/device/<id>/config"
+    assert announced["broker ACL, write"].text == "denied: ha/device/<workNo>/config"
 
 
 async def test_a_subscription_that_is_denied(tmp_path: Path, simulator: Simulator) -> None:

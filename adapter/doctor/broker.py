@@ -1,6 +1,7 @@
 """A look at the broker: log-in, certificate, limits, and whether the adapter may publish and subscribe as it must.
 
-It publishes for an agent that is nobody, ``check-<random>``: empty messages, not retained, so that nothing is left.
+It publishes for an agent that is nobody, ``check-<random>``, and nothing retained, so that nothing is left: what
+clears a topic where the contract has that, else a payload as the contract wants it.
 The adapter's own topics (`bridge/availability`, `info`, `health`, `mark`, `log`) have one place each, where others
 would take such a message for the adapter's; they are left alone.
 """
@@ -9,15 +10,19 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from adapter.config import AgentConfig, Config, MqttConfig
 from adapter.doctor.certificate import look_at_certificate, remedy_for
 from adapter.doctor.finding import Finding
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
+from adapter.event import timestamp
 from adapter.intake import subscriptions
 from adapter.mqtt import Connection, Dialer, Message, Received, Refusal, tls_context
-from adapter.payloads import RosterAgent, RosterPage
+from adapter.payloads import EventPayload, ResponsePayload, ResultPayload, RosterAgent, RosterPage
 from adapter.topics import Topics
 
 TIMEOUT_S = 10.0
@@ -138,34 +143,43 @@ class _Look:
 
     async def publishing(self) -> Finding:
         """Publish for an agent that is nobody, on each kind of topic."""
-        probe = f"check-{uuid.uuid4().hex[:8]}"
-        topics = self._topics
-        waiting = {
-            **{topic.replace(probe, "<workNo>"): topic for topic in (*topics.retained(probe), topics.events(probe))},
-            **{topics.result("<workNo>", kind): topics.result(probe, kind) for kind in ("calldata", "session")},
-            topics.bridge("agents/<page>"): topics.roster(0),
-            topics.response("<name>"): topics.response(probe),
-        }
-        if self._config.home_assistant.discovery:
-            prefix = self._config.home_assistant.prefix
-            waiting[f"{prefix}/device/<id>/config"] = f"{prefix}/device/{probe}/config"
-        if not self._mqtt.stream:
-            del waiting[topics.events("<workNo>")]
+        waiting = self._probes(f"check-{uuid.uuid4().hex[:8]}")
         count, denied, unseen = len(waiting), list[str](), list[str]()
         while waiting:
             async with self.connected() as connection:
                 doubtful = False
                 while waiting and not doubtful:  # some hang up over what they deny: the next have another connection
-                    name, topic = waiting.popitem()
+                    name, message = waiting.popitem()
                     if connection.protocol != "5":
                         with contextlib.suppress(BrokerError):  # it need not be allowed to read them
-                            await connection.subscribe([(topic, 0)])
-                    if not await self._allowed(connection, topic):
+                            await connection.subscribe([(message.topic, 0)])
+                    if not await self._allowed(connection, message):
                         denied.append(name)
-                    elif connection.protocol != "5" and not await self._came_back(topic):
+                    elif connection.protocol != "5" and not await self._came_back(message.topic):
                         unseen.append(name)
                     doubtful = name in (*denied, *unseen)
         return self._judge(count, sorted(denied), sorted(unseen))
+
+    def _probes(self, nobody: str) -> dict[str, Message]:
+        """Make a message for each kind of topic, by its name in the documentation."""
+        topics, now, name = self._topics, timestamp(datetime.now(UTC)), "check --online"
+        result = ResultPayload(
+            id=nobody, work_no=nobody, status="rejected", retcode=None, reason=name, received_at=now, finished_at=now
+        ).render()
+        payloads = dict.fromkeys((*topics.retained(nobody), topics.roster(0)), b"")
+        payloads |= {topics.result(nobody, kind): result for kind in ("calldata", "session")}
+        payloads[topics.response("check")] = ResponsePayload(id=nobody, status="ok", reason=None, data=name).render()
+        if self._mqtt.stream:
+            event = EventPayload(
+                event_type=name, work_no=nobody, content=None, id=str(uuid.uuid4()), seq=1, received_at=now
+            )
+            payloads[topics.events(nobody)] = msgspec.json.encode(event)
+        if self._config.home_assistant.discovery:
+            payloads[f"{self._config.home_assistant.prefix}/device/{nobody}/config"] = b""
+        return {
+            topic.replace(nobody, "<workNo>"): Message(topic=topic, payload=payload)
+            for topic, payload in payloads.items()
+        }
 
     def _judge(self, count: int, denied: list[str], unseen: list[str]) -> Finding:
         place = "broker ACL, write"
@@ -178,12 +192,12 @@ class _Look:
             return Finding("failed" if denied else "warning", place, text, f"allow {user} to write there")
         return Finding("ok", place, f"{count} kinds of topics")
 
-    async def _allowed(self, connection: Connection, topic: str) -> bool:
-        """Publish nothing on a topic; say whether the broker took it."""
+    async def _allowed(self, connection: Connection, message: Message) -> bool:
+        """Publish a message; say whether the broker took it."""
         taken: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
         lost = asyncio.ensure_future(connection.lost())
         try:
-            connection.publish(Message(topic=topic, payload=b""), taken.set_result)
+            connection.publish(message, taken.set_result)
             first: list[asyncio.Future[Any]] = [taken, lost]
             await asyncio.wait(first, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             return taken.done() and taken.result() is None
