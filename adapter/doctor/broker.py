@@ -161,7 +161,10 @@ class _Look:
         return self._judge(count, sorted(denied), sorted(unseen))
 
     def _probes(self, nobody: str) -> dict[str, Message]:
-        """Make a message for each kind of topic, by its name in the documentation."""
+        """Make a message for each kind of topic, by its name in the documentation.
+
+        They go out from the last to the first: the event before what clears its agent, or tables would go on showing it.
+        """
         topics, now, name = self._topics, timestamp(datetime.now(UTC)), "check --online"
         result = ResultPayload(
             id=nobody, work_no=nobody, status="rejected", retcode=None, reason=name, received_at=now, finished_at=now
