@@ -33,6 +33,8 @@ PER_SECOND = 50
 
 _READ_S = 10.0
 """How long reading back may take."""
+_QUIET_S = 0.5
+"""How long no message takes to mean that all were read."""
 
 _PUT_OFF_S = 5.0
 """How long a message rests that the broker does not take for now."""
@@ -210,7 +212,7 @@ class Announcing:
         known = True
         try:
             found = await read_retained(
-                self._config.mqtt, [discovery(prefix, "+") for prefix in prefixes], looker, _READ_S
+                self._config.mqtt, [discovery(prefix, "+") for prefix in prefixes], looker, _READ_S, quiet_s=_QUIET_S
             )
         except BrokerError as error:
             self._tell(f"{error}; what is left of agents that are gone is not cleared")
@@ -267,8 +269,10 @@ class Announcing:
             self._tell(f"broker refuses {topic}: {refusal.reason}; nothing is announced before the next start")
 
     def _lost_over(self, topic: str) -> None:
-        """Note that a connection ended with a message of ours under way: some brokers hang up over a denied one."""
-        self._due[topic] = None
+        """Note that a connection ended with a message of ours under way: some brokers hang up over a denied one.
+
+        What became of it, the next connection reads.
+        """
         self._losses += 1
         if self._losses >= _TRIES:
             loop = asyncio.get_running_loop()
