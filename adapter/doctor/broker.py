@@ -163,7 +163,7 @@ class _Look:
     def _probes(self, nobody: str) -> dict[str, Message]:
         """Make a message for each kind of topic, by its name in the documentation.
 
-        They go out from the last to the first: the event before what clears its agent, or tables would go on showing it.
+        They go out from the last to the first: the event before what clears its agent, or tables would keep showing it.
         """
         topics, now, name = self._topics, timestamp(datetime.now(UTC)), "check --online"
         result = ResultPayload(
