@@ -18,6 +18,9 @@ KNOWN_CALLER = {"caller": "02079460000", "called": "800", "callid": "1456403549-
 CALL_DATA = "Customer 4711, Example Ltd, contract ends in May"
 
 
+expect.set_options(timeout=20_000)
+
+
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
     """Open a browser on a wall's screen; nothing may go wrong in its console."""
@@ -51,7 +54,7 @@ async def test_the_wall_follows_the_agents(stage: Stage, page: Page, tmp_path: P
             stage.simulator.emit_sample("101", "AgentState_Busy")
             stage.simulator.emit_sample("101", "AgentEvent_Talking", KNOWN_CALLER)
             await expect(amina.locator(".cc-call")).to_have_text("talking 02079460000")
-            await expect(amina.locator(".cc-time")).to_have_text("0:03")
+            await expect(amina.locator(".cc-time")).to_have_text(re.compile("^0:0[2-9]$"))
             await page.screenshot(path=INSTALLED / "wall.png")
 
             stage.configure(AGENTS[1:])
@@ -79,7 +82,7 @@ async def test_the_wall_says_when_it_is_cut_off(stage: Stage, page: Page, tmp_pa
             await expect(page.locator(".cc-agent")).to_have_count(2)
 
             stage.broker.start()
-            await expect(trouble).to_have_count(0, timeout=20_000)
+            await expect(trouble).to_have_count(0)
 
 
 async def test_call_data_goes_to_the_agent_whose_telephone_rings(stage: Stage, tmp_path: Path) -> None:
