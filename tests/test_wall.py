@@ -454,18 +454,25 @@ async def test_state_words_are_large_and_whole(
 
 
 async def test_a_phone_needs_no_sideways_scrolling(browser: Browser, embedded: NatsServer) -> None:
-    """On a narrow phone nothing is wider than the screen, with banners, long names and the call data box open."""
+    """On a narrow phone nothing is wider than the screen, with banners, long names, and every box open."""
     async with open_wall(browser, embedded, viewport={"width": 320, "height": 640}) as wall:
         await show_everything(wall)
         long = "Alexandra-Konstantina Papadopoulou-Wolfeschlegelstein"
         await wall.feed.state("101", "signed_out", name=long, group=long)
         await expect(wall.tile("101").locator(".name")).to_have_text(long)
         await expect(wall.page.locator("#send")).to_be_hidden()
+        await expect(wall.page.locator("#view")).to_be_hidden()
         await wall.page.click("#send-toggle")
+        await wall.page.click("#view-toggle")
+        await wall.page.select_option("#view-group", label=long)
+        await expect(wall.page.locator(".tile:visible")).to_have_count(1)
         await wall.page.fill("#send-value", "x" * 500)
         await wall.page.click("#send-button")
         await expect(wall.page.locator("#sent-list li")).to_have_count(1)
         wide = "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+        assert await wall.page.evaluate(wide) <= 0
+        await wall.tile("101").locator(".name").click()
+        assert await wall.page.locator("#detail").evaluate("e => e.scrollWidth - e.clientWidth") <= 0
         assert await wall.page.evaluate(wide) <= 0
         cut = "() => [...document.querySelectorAll('.state')].filter((e) => e.scrollWidth > e.clientWidth).length"
         assert await wall.page.evaluate(cut) == 0

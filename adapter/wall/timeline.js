@@ -7,7 +7,7 @@ import { knownState, put } from "./tile.js";
 // The picture is of all that was seen, within these.
 const LEAST_MS = 300_000;
 const MOST_MS = 3_600_000;
-const PICTURE_MS = 5_000;
+const PICTURE_MS = 1_000;
 const WIDTH = 1000;
 
 const $ = (id) => document.getElementById(id);
@@ -123,7 +123,7 @@ export class Timeline {
       if (end > start) bands.push(shape("rect", { x: x(at), width: Math.max(2, x(end) - x(at)), y: 21, height: 7, class: "call-band" }));
     }
     $("detail-picture").replaceChildren(...bands);
-    const words = STATES.filter((state) => sums.has(state)).map((state) => `${STATE_WORDS[state]} ${age(sums.get(state))}`);
+    const words = STATES.filter((state) => sums.get(state) >= 1000).map((state) => `${STATE_WORDS[state]} ${age(sums.get(state))}`);
     put($("detail-sums"), words.length ? `In the last ${age(shown)}: ${words.join(", ")}.` : "");
   }
 }
