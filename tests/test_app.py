@@ -27,7 +27,7 @@ from adapter.errors import StartError, StorageFullError, StorageInUseError
 from adapter.simulator import SimAgent, faults
 from adapter.store.database import Database
 from adapter.store.lock import Lock
-from adapter.store.records import Change, Outgoing
+from adapter.store.records import Change, Entry, Outgoing
 from tests.adapter_support import Running, start, write
 from tests.broker_support import DEADLINE_S, HOST, Broker, Peer, certificates, free_ports, mosquitto, nats
 from tests.stage_support import Stage, staged
@@ -327,7 +327,7 @@ async def test_a_full_disk_does_not_keep_it_from_starting(tmp_path: Path, shared
         with contextlib.suppress(StorageFullError):
             while True:
                 message = Outgoing(topic="elsewhere/x/event", payload=b"x" * 3000)
-                database.run([partial(Database.store, change=Change(outgoing=[message]), rows=range(row, row + 1))])
+                database.run([partial(Database.store, changes=[(Change(), [Entry(row, 1.0, message)])])])
                 row += 1
     async with (
         staged(tmp_path, shared_broker) as stage,

@@ -115,14 +115,14 @@ async def test_what_comes_while_the_writer_is_busy_is_one_transaction(
     """Group commit: 50 agents that wait for the same fsync are served by one transaction, in order."""
     batches: list[int] = []
     gate = threading.Event()
-    run = Database.run
+    store = Database.store
 
-    def slow_run(self: Database, works: list[Callable[[Database], object]]) -> list[object]:
-        batches.append(len(works))
+    def slow_store(self: Database, changes: list[tuple[Change, list[Entry]]]) -> None:
+        batches.append(len(changes))
         gate.wait(DEADLINE_S)
-        return run(self, works)
+        store(self, changes)
 
-    monkeypatch.setattr(Database, "run", slow_run)
+    monkeypatch.setattr(Database, "store", slow_store)
     first = asyncio.create_task(outbox.commit(change("0")))
     await until(lambda: batches)
     others = [asyncio.create_task(outbox.commit(change(str(number)))) for number in range(1, 51)]
@@ -147,15 +147,36 @@ async def test_acknowledged_entries_are_deleted_and_others_stay(outbox: Outbox, 
     assert rows(path, "SELECT payload FROM entry ORDER BY row") == [(b"one",), (b"three",)]
 
 
-async def test_a_deletion_shares_the_transaction_of_what_is_stored_next(outbox: Outbox) -> None:
-    """An fsync for both: what the broker has acknowledged is off the disk once the next change is on it."""
-    await outbox.commit(change("one"))
-    (entry,) = await take_all(outbox)
-    outbox.acknowledge(entry.row)
+async def test_deletions_gather(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D3: what the broker acknowledges is off the disk a hundred at once, however much is stored meanwhile."""
+    monkeypatch.setattr(writer_module, "_GATHERED_S", 3600.0)
+    await outbox.commit(change(*map(str, range(writer_module._GATHERED))))
+    *most, last = await take_all(outbox)
+    for entry in most:
+        outbox.acknowledge(entry.row)
+    await outbox.commit(change("one more"))
+    assert outbox.depth == writer_module._GATHERED + 1
 
-    await outbox.commit(change("two"))
+    outbox.acknowledge(last.row)
 
-    assert (outbox.depth, outbox.in_hand) == (1, 0)
+    await until(lambda: outbox.depth == 1)
+
+
+async def test_d4a_what_was_acknowledged_a_moment_ago_is_offered_again(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D4a: also while its deletion waits for company: it is what a broker has most likely lost."""
+    monkeypatch.setattr(writer_module, "_GATHERED_S", 3600.0)
+    await outbox.commit(Change(outgoing=[Outgoing(topic="agents/101/event", payload=b"{}", retain=True)]))
+    await outbox.commit(Change(slots={"agents/101/state": b"{}"}))
+    for slot in _slots(outbox):
+        outbox.acknowledge_slot(slot)
+    for entry in await take_all(outbox):
+        outbox.acknowledge(entry.row)
+
+    await outbox.offer_again(outbox.marks_since(None, outbox.draw_line()), "", 10)
+
+    assert {slot.topic for slot in _slots(outbox)} == {"agents/101/event", "agents/101/state"}
 
 
 async def test_the_end_does_not_forget_what_the_broker_has_acknowledged(path: Path) -> None:
@@ -354,14 +375,14 @@ def test_what_is_kept_for_a_person_does_not_fill_the_disk(path: Path) -> None:
     """Only the newest refused messages and unreadable answers are kept."""
     kept = Unreadable(work_no="1", reason="r", head=b"", size_bytes=1, at=1.0)
     with Database(path, 64) as database:
-        database.run([lambda d: d.store(Change(unreadable=kept), range(0)) for _ in range(UNREADABLE_KEPT + 5)])
+        database.run([lambda d: d.store([(Change(unreadable=kept), [])] * (UNREADABLE_KEPT + 5))])
         entry = Entry(1, 1.0, Outgoing(topic="t", payload=b"p"))
         database.run(
             [
                 work
                 for _ in range(ASIDE_KEPT + 5)
                 for work in (
-                    partial(Database.store, change=Change(outgoing=[entry.message]), rows=range(1, 2)),
+                    partial(Database.store, changes=[(Change(), [entry])]),
                     partial(Database.set_aside, entry=entry, reason="r", at=1.0),
                 )
             ]
@@ -602,7 +623,8 @@ def test_files_are_for_their_owner_alone(path: Path) -> None:
 def test_a_damaged_file_is_set_aside(path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """D6: renamed, said loudly, and a new one begun."""
     with Database(path, 64) as database:
-        database.run([lambda d: d.store(change(*["x" * 3000] * 100), range(1, 101))])
+        large = change(*["x" * 3000] * 100)
+        database.run([lambda d: d.store([(large, large.entries(1))])])
     broken = bytearray(path.read_bytes())
     if damage == "header":
         broken[:100] = b"no database".ljust(100)

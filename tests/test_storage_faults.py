@@ -266,7 +266,7 @@ def test_d4_the_log_begins_anew_where_it_cannot_grow(tmp_path: Path) -> None:
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
         "    for row in range(1, 501):\n"
         "        change = Change(outgoing=[Outgoing(topic='t', payload=b'x' * 3000)])\n"
-        "        store = partial(Database.store, change=change, rows=range(row, row + 1))\n"
+        "        store = partial(Database.store, changes=[(change, change.entries(row))])\n"
         "        gone = Removals(rows=(row - 1,), kept=(), slots=())\n"
         "        try:\n"
         "            database.run([partial(Database.forget_acknowledged, removals=gone), store])\n"
@@ -325,7 +325,7 @@ def test_d6_agents_go_on_where_they_can_be_read(tmp_path: Path, caplog: pytest.L
     agents = {each: AgentRecord(work_no=each, guid=f"SECRET-{each}", seq=20, state=b"{}") for each in ("101", "102")}
     changes = [Change(agent=agent, outgoing=[Outgoing(topic="t", payload=b"y" * 50_000)]) for agent in agents.values()]
     with Database(path, 64) as database:
-        database.run([partial(Database.store, change=each, rows=range(n, n + 1)) for n, each in enumerate(changes)])
+        database.run([partial(Database.store, changes=[(each, each.entries(n)) for n, each in enumerate(changes)])])
     broken = bytearray(path.read_bytes())
     for page in range(0, len(broken), 4096):
         if broken.count(b"y", page, page + 4096) > 4000:

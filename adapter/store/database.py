@@ -9,7 +9,8 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -221,45 +222,54 @@ class Database:
     def _restore(self, survivors: Survivors) -> None:
         for key, value in self._meta.items():
             self.set_meta(key, value)
-        for agent in survivors.agents:
-            self._connection.execute(sql.SAVE_AGENT, agent_row(agent))
-        for entry in survivors.entries:
-            self._add(entry)
-        self._connection.executemany(sql.SET_SLOT, survivors.slots.items())
+        self._execute(sql.SAVE_AGENTS, list(map(agent_row, survivors.agents)))
+        self._execute(sql.ADD_ENTRIES, list(map(entry_row, survivors.entries)))
+        self._execute(sql.SET_SLOTS, list(survivors.slots.items()))
 
-    def store(self, change: Change, rows: range) -> None:
-        """Store a change; `rows` are the places of its outgoing messages."""
-        execute = self._connection.execute
-        for row, message in zip(rows, change.outgoing, strict=True):
-            self._add(Entry(row, change.made_at, message))
-        if change.agent is not None:
-            execute(sql.SAVE_AGENT, agent_row(change.agent))
-        for work_no in change.forgotten:
-            execute(sql.FORGET_AGENT, (work_no,))
-        for slot in change.slots.items():
-            execute(sql.SET_SLOT, slot)
-        for command in change.commands:
-            execute(sql.SAVE_COMMAND, command_row(command))
-        if change.unreadable is not None:
-            kept = change.unreadable
-            execute(sql.KEEP_UNREADABLE, (kept.at, kept.work_no, kept.reason, kept.size_bytes, kept.head))
-            execute(sql.TRIM_UNREADABLE)
+    def store(self, changes: Sequence[tuple[Change, Sequence[Entry]]]) -> None:
+        """Store changes in their order, each with its outgoing messages in their places."""
+        agents: dict[str, AgentRecord] = {}
+        slots: dict[str, bytes] = {}
+        for change, _ in changes:
+            slots |= change.slots
+            if change.agent is not None:
+                agents[change.agent.work_no] = change.agent
+            for work_no in change.forgotten:
+                agents.pop(work_no, None)
+                self._connection.execute(sql.FORGET_AGENT, (work_no,))
+            for command in change.commands:
+                self._connection.execute(sql.SAVE_COMMAND, command_row(command))
+            if change.unreadable is not None:
+                kept = change.unreadable
+                row = (kept.at, kept.work_no, kept.reason, kept.size_bytes, kept.head)
+                self._connection.execute(sql.KEEP_UNREADABLE, row)
+                self._connection.execute(sql.TRIM_UNREADABLE)
+        self._execute(sql.ADD_ENTRIES, [entry_row(entry) for _, entries in changes for entry in entries])
+        self._execute(sql.SAVE_AGENTS, list(map(agent_row, agents.values())))
+        self._execute(sql.SET_SLOTS, list(slots.items()))
 
-    def _add(self, entry: Entry) -> None:
-        self._connection.execute(sql.ADD_ENTRY, entry_row(entry))
+    def _execute(self, statement: sql.Many, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Execute a statement for all rows; give how many it changed."""
+        return sum(
+            self._connection.execute(statement.of(len(some)), tuple(chain.from_iterable(some))).rowcount
+            for some in sql.portions(rows)
+        )
 
-    def forget_acknowledged(self, removals: Removals) -> int:
-        """Remove entries that the broker has, but keep what is retained; give how many entries were still there."""
-        execute_many = self._connection.executemany
+    def forget_acknowledged(self, removals: Removals, *, beyond: bool = False) -> int:
+        """Remove entries that the broker has, but keep what is retained; give how many entries were still there.
+
+        Args:
+            removals: What it has.
+            beyond: Whether the file may grow beyond its limit for that. What is removed may leave fewer pages than what
+                is kept of it begins, and a full file would be full for good. Newest events are all that comes to.
+        """
         # First what makes room: in a full database nothing else would go through.
-        count = execute_many(sql.REMOVE_ENTRY, [(row,) for row in removals.rows]).rowcount
+        count = self._execute(sql.REMOVE_ENTRIES, [(row,) for row in removals.rows])
         if removals.kept:
             kept = [(mark, entry.message.topic, entry.message.payload) for mark, entry in removals.kept]
-            # They may leave fewer pages than what is kept of them begins. For that the file may grow beyond its limit,
-            # by what the agents' newest events take at most: a full one would be full for good otherwise.
-            with beyond_limit(self._connection, self._max_mb):
-                execute_many(sql.KEEP_RETAINED, kept)
-        execute_many(sql.SLOT_ACKED, [(mark, slot.topic, slot.payload) for mark, slot in removals.slots])
+            with beyond_limit(self._connection, self._max_mb) if beyond else nullcontext():
+                self._execute(sql.KEEP_RETAINED, kept)
+        self._execute(sql.SLOTS_ACKED, [(mark, slot.topic, slot.payload) for mark, slot in removals.slots])
         return count
 
     def offer_again(self, marks: range, after: str, limit: int) -> list[tuple[str, bytes]]:
@@ -269,7 +279,7 @@ class Database:
             Up to `limit` of them with their topics, those that follow the topic `after`, in order.
         """
         found = self._connection.execute(sql.ACKED_BETWEEN, (marks.start, marks.stop - 1, after, limit)).fetchall()
-        self._connection.executemany(sql.SLOT_WAITS, [(topic,) for topic, _ in found])
+        self._execute(sql.SLOTS_WAIT, [(topic,) for topic, _ in found])
         return found
 
     def set_mark(self, mark: int) -> None:
@@ -283,7 +293,7 @@ class Database:
         Returns:
             How many entries left the line: none where it was set aside before.
         """
-        removed = self._connection.execute(sql.REMOVE_ENTRY, (entry.row,)).rowcount
+        removed = self._execute(sql.REMOVE_ENTRIES, [(entry.row,)])
         if removed:
             self._connection.execute(sql.SET_ASIDE, (at, entry.message.topic, reason, entry.message.payload))
             self._connection.execute(sql.TRIM_ASIDE)

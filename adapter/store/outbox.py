@@ -62,7 +62,7 @@ class Outbox:
     def __init__(self, database: Database, worker: Worker) -> None:
         self._lock = database.lock
         self.after_kill = database.lock.after_kill
-        self._writer = Writer(database, worker, self._removals, self._off_the_disk, self._survivors)
+        self._writer = Writer(database, worker, self)
         self._insisting: set[asyncio.Task[None]] = set()
         self._acknowledged: dict[int, int] = {}  # the mark of each
         self._reserved_row = database.last_row
@@ -111,14 +111,12 @@ class Outbox:
         Raises:
             StorageFullError: Nothing of it was stored; the caller keeps it and tries again (D4).
         """
-        rows = range(self._reserved_row + 1, self._reserved_row + 1 + len(change.outgoing))
-        self._reserved_row = rows.stop - 1
+        entries = change.entries(self._reserved_row + 1)
+        self._reserved_row += len(entries)
 
         def stored() -> None:
-            self._fresh.extend(
-                Entry(row, change.made_at, message) for row, message in zip(rows, change.outgoing, strict=True)
-            )
-            self.depth += len(rows)
+            self._fresh.extend(entries)
+            self.depth += len(entries)
             if change.agent is not None:
                 self.agents[change.agent.work_no] = change.agent
             for work_no in change.forgotten:
@@ -127,7 +125,7 @@ class Outbox:
                 self._fresh_follows = self._fresh.popleft().row
             self.show(change.slots)
 
-        await self._writer.write(partial(Database.store, change=change, rows=rows), stored)
+        await self._writer.store(change, entries, stored)
 
     async def insist(self, change: Change) -> None:
         """Store a change that nobody keeps; where there is no room now, go on trying in the background."""
@@ -227,12 +225,12 @@ class Outbox:
     def acknowledge(self, row: int) -> None:
         """Remove an entry that the broker has acknowledged."""
         self._acknowledged[row] = self._mark
-        self._writer.acknowledged(self._owed())
+        self._writer.acknowledged()
 
     def acknowledge_slot(self, slot: Slot) -> None:
         """Note that the broker has a newest value."""
         self._newest.accepted(slot, self._mark)
-        self._writer.acknowledged(self._owed())
+        self._writer.acknowledged()
 
     def refuse_slot(self, slot: Slot) -> None:
         """Note that the broker does not take a newest value."""
@@ -314,7 +312,8 @@ class Outbox:
             self._newest.show_again((topic, payload) for topic, payload in found if topic not in newer)
             self.changed.set()
 
-        await self._writer.write(work, stored)
+        # What was acknowledged a moment ago is what the broker has most likely lost.
+        await self._writer.write(work, stored, acknowledged=True)
         return found[-1][0] if found else None
 
     async def flushed(self) -> None:
@@ -348,12 +347,14 @@ class Outbox:
         self._insisting.add(task)
         task.add_done_callback(self._insisting.discard)
 
-    # What the broker has acknowledged, for the writer.
+    # What the disk does not know, for the writer.
 
-    def _owed(self) -> int:
+    def owed(self) -> int:
+        """Count what the broker has acknowledged and the disk does not know of."""
         return len(self._acknowledged) + len(self._newest.acknowledged)
 
-    def _removals(self) -> Removals:
+    def removals(self) -> Removals:
+        """List what the broker has acknowledged and the disk does not know of."""
         rows = tuple(sorted(self._acknowledged))
         newest: dict[str, tuple[int, Entry]] = {}
         for row in rows:
@@ -362,7 +363,8 @@ class Outbox:
                 newest[entry.message.topic] = (self._acknowledged[row], entry)
         return Removals(rows=rows, kept=tuple(newest.values()), slots=tuple(self._newest.acknowledged.values()))
 
-    def _off_the_disk(self, removals: Removals, count: int) -> int:
+    def off_the_disk(self, removals: Removals, count: int) -> None:
+        """Forget what the disk knows to be acknowledged; `count` entries of it were still there."""
         self.depth -= count
         for row in removals.rows:
             self._acknowledged.pop(row, None)
@@ -372,11 +374,9 @@ class Outbox:
         self.unmarked.set()
         if removals.rows:
             self.changed.set()
-        return self._owed()
 
-    # What survives the damage of the file (D6).
-
-    def _survivors(self) -> Survivors:
+    def survivors(self) -> Survivors:
+        """Give what is in memory when the file turns out to be damaged: from then on that is all there is (D6)."""
         in_hand = [entry for row, entry in sorted(self._in_hand.items()) if row not in self._acknowledged]
         entries = (*in_hand, *self._page, *self._fresh)
         lost = self.depth - len(self._acknowledged) - len(entries)

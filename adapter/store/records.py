@@ -188,6 +188,10 @@ class Change:
     forgotten: tuple[str, ...] = ()
     made_at: float = field(default_factory=steady_time)
 
+    def entries(self, row: int) -> list[Entry]:
+        """Give its outgoing messages places in line, from `row` on."""
+        return [Entry(place, self.made_at, message) for place, message in enumerate(self.outgoing, row)]
+
     def __bool__(self) -> bool:
         return bool(
             self.agent or self.outgoing or self.slots or self.commands or self.unreadable is not None or self.forgotten

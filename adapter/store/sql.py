@@ -1,8 +1,45 @@
 """Every SQL statement of the program; only `database` executes them.
 
 What there is one of for each topic or agent is updated where it lies: ``INSERT OR REPLACE`` would delete the row and
-insert another, which writes twice as many pages.
+insert another, which writes twice as many pages. What an event costs is done for many rows at once (`Many`): Python
+gives its interpreter away at each statement, and waits for it again while the event loop is busy.
 """
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_AT_ONCE = 16
+"""Rows of one statement at most: each number of rows is a statement of its own, which SQLite prepares once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A statement for any number of rows.
+
+    Attributes:
+        head: What stands before them.
+        row: One row.
+        tail: What stands behind them.
+    """
+
+    head: str
+    row: str
+    tail: str = ""
+
+    @functools.cache  # noqa: B019 - for the few that this module makes
+    def of(self, count: int) -> str:
+        """Write it for so many rows."""
+        return self.head + ", ".join([self.row] * count) + self.tail
+
+
+def portions(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Cut rows into what one statement takes."""
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+
 
 SCHEMA_VERSION = 1
 UNREADABLE_KEPT = 1000
@@ -38,19 +75,27 @@ CREATE TABLE aside (number INTEGER PRIMARY KEY, at REAL NOT NULL, topic TEXT NOT
   payload BLOB NOT NULL);
 """
 
-ADD_ENTRY = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)"
+ADD_ENTRIES = Many("INSERT INTO entry VALUES ", "(?, ?, ?, ?, ?, ?, ?)")
 ENTRIES_BETWEEN = "SELECT * FROM entry WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
-REMOVE_ENTRY = "DELETE FROM entry WHERE row = ?"
-SET_SLOT = """
-INSERT INTO slot VALUES (?, ?, NULL)
-ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = NULL
-"""
-SLOT_ACKED = "UPDATE slot SET acked = ? WHERE topic = ? AND payload = ?"
-SLOT_WAITS = "UPDATE slot SET acked = NULL WHERE topic = ?"
-KEEP_RETAINED = """
-INSERT INTO slot (acked, topic, payload) VALUES (?, ?, ?)
-ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = excluded.acked
-"""
+REMOVE_ENTRIES = Many("DELETE FROM entry WHERE row IN (", "?", ")")
+SET_SLOTS = Many(
+    "INSERT INTO slot VALUES ",
+    "(?, ?, NULL)",
+    " ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = NULL",
+)
+SLOTS_ACKED = Many(
+    "WITH told (mark, topic, payload) AS (VALUES ",
+    "(?, ?, ?)",
+    """)
+UPDATE slot SET acked = told.mark FROM told WHERE slot.topic = told.topic AND slot.payload = told.payload
+""",
+)
+SLOTS_WAIT = Many("UPDATE slot SET acked = NULL WHERE topic IN (", "?", ")")
+KEEP_RETAINED = Many(
+    "INSERT INTO slot (acked, topic, payload) VALUES ",
+    "(?, ?, ?)",
+    " ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = excluded.acked",
+)
 ACKED_BETWEEN = "SELECT topic, payload FROM slot WHERE acked BETWEEN ? AND ? AND topic > ? ORDER BY topic LIMIT ?"
 DROP_CLEARED = "DELETE FROM slot WHERE payload = x'' AND acked < ?"
 WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
@@ -70,12 +115,15 @@ TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside)
 SET_ASIDE = "INSERT INTO aside (at, topic, reason, payload) VALUES (?, ?, ?, ?)"
 FOR_A_PERSON = "SELECT (SELECT count(*) FROM unreadable), (SELECT count(*) FROM aside)"
 DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
-SAVE_AGENT = """
-INSERT INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+SAVE_AGENTS = Many(
+    "INSERT INTO agent VALUES ",
+    "(?, ?, ?, ?, ?, ?, ?, ?)",
+    """
 ON CONFLICT (work_no) DO UPDATE SET
   guid = excluded.guid, guid_origin = excluded.guid_origin, cookies = excluded.cookies, seq = excluded.seq,
   state = excluded.state, own = excluded.own, stay_out = excluded.stay_out
-"""
+""",
+)
 FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
 AGENTS = "SELECT * FROM agent"
 SLOT_TOPICS = "SELECT topic FROM slot WHERE payload != x''"
