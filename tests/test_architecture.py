@@ -26,7 +26,17 @@ FLOORS = (
         "store.outbox",
     ),
     ("transport.reading", "transport.common", "transport.wire", "transport.single", "transport"),
-    ("machine", "gateway", "mqtt.message", "mqtt.paho_loop", "mqtt.connection", "mqtt.broker", "mqtt"),
+    (
+        "machine",
+        "gateway",
+        "mqtt.message",
+        "mqtt.packets",
+        "mqtt.gathered",
+        "mqtt.paho_loop",
+        "mqtt.connection",
+        "mqtt.broker",
+        "mqtt",
+    ),
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole

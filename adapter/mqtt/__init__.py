@@ -5,6 +5,8 @@ broker       opens connections in the protocol that the broker speaks; what othe
 connection   one connection, used once
 message      what goes over it
 paho_loop    paho driven by the event loop
+gathered     between paho and its socket
+packets      PUBLISH and PUBACK, which go by paho
 ```
 """
 

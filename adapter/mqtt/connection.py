@@ -18,26 +18,25 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, cast
 
-from paho.mqtt.client import Client, MQTTMessage, error_string
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from adapter.config import MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
+from adapter.mqtt.gathered import Gathering
 from adapter.mqtt.message import (
     Message,
     Received,
     Refusal,
-    check_topic,
-    packet_size,
     parse_received,
     parse_refusal,
-    publish_properties,
 )
+from adapter.mqtt.packets import encode_publish
 from adapter.mqtt.paho_loop import PahoLoop
 
 ProtocolName = Literal["5", "3.1.1"]
@@ -56,8 +55,11 @@ SETTLE_S = 1.0
 """Seconds for which a clean end waits for acknowledgments before."""
 
 IN_FLIGHT = 200
-"""QoS 1 messages in flight at most, whatever the broker allows: enough for thousands a second over a slow link. paho
-reads as many packets in one go as there are messages in flight, and everything else waits for it."""
+"""QoS 1 messages in flight at most, whatever the broker allows: enough for thousands a second over a slow link. Their
+PUBACKs may come in one go, and everything else waits while they are handed on."""
+
+_FIRST_ID, _LAST_ID = 32_768, 65_535
+"""Packet identifiers of PUBLISH. paho counts those of SUBSCRIBE from 1, and comes here in no connection."""
 
 _RECEIVE_MAXIMUM = 100
 """Commands that a broker may send without an acknowledgment: the rest waits there, and not in our memory."""
@@ -133,10 +135,10 @@ class Connection:
         self._acks: dict[int, OnAck] = {}
         self._oldest = (0, 0.0)
         self._held: deque[tuple[Message, OnAck]] = deque()
-        self._came: deque[tuple[OnAck, Refusal | None]] = deque()
+        self._last_id = _LAST_ID
         self._unacknowledged: dict[int, Received] = {}
         self._client = self._new_client(client_id, will, tls)
-        self._line = PahoLoop(self._client, self._look_for_silence, self._hand_on)
+        self._line = PahoLoop(self._client, self._look_for_silence, self._on_pubacks)
 
     async def __aenter__(self) -> Self:
         try:
@@ -248,16 +250,16 @@ class Connection:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.max_inflight_messages = 0  # no limit of paho's: it searches its whole window at each PUBACK
         client.username_pw_set(config.username, config.password)
         client.ws_set_options(config.path)
-        if tls is not None:
+        if client.transport == "tcp":
+            client.tls_set_context(cast(ssl.SSLContext, Gathering(tls)))
+        elif tls is not None:
             client.tls_set_context(tls)
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_received
         return client
@@ -275,23 +277,25 @@ class Connection:
             raise BrokerConnectionError(f"{self._place}: {_explain(err)}") from err
 
     def _send(self, message: Message, on_ack: OnAck) -> None:
-        properties = publish_properties(message) if self._five else None
+        packet_id = self._next_id() if message.qos else 0
         limit = self.maximum_packet_size
-        if limit is not None and packet_size(message, properties) > limit:
-            self._loop.call_soon(on_ack, Refusal(f"larger than the broker's limit of {limit} bytes"))
-            return
         try:
-            check_topic(message.topic)
-            info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+            packet = encode_publish(message, packet_id, five=self._five)
+            if limit is not None and len(packet) > limit:
+                raise ValueError(f"larger than the broker's limit of {limit} bytes")  # noqa: TRY301 - as the others
         except ValueError as err:
             self._loop.call_soon(on_ack, Refusal(str(err)))
             return
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            # The identifier is that of a message which 65,535 others have overtaken: it will never be acknowledged.
-            self._line.close()
-            self._end(error_string(info.rc))
-        elif message.qos:
-            self._acks[info.mid] = on_ack
+        if message.qos:
+            self._acks[packet_id] = on_ack
+        self._line.write(packet)
+
+    def _next_id(self) -> int:
+        """Give a packet identifier that nothing in flight has, nor anything of paho's."""
+        while True:
+            self._last_id = self._last_id + 1 if self._last_id < _LAST_ID else _FIRST_ID
+            if self._last_id not in self._acks:
+                return self._last_id
 
     def _check(self) -> None:
         if self._gone.is_set():
@@ -348,22 +352,15 @@ class Connection:
             self.hung_up = not self._gone.is_set()
             self._end(f"the broker ended the connection: {reason}")
 
-    def _on_publish(self, _client: Client, _userdata: object, mid: int, reason: ReasonCode, _: object) -> None:
-        on_ack = self._acks.pop(mid, None)
-        if on_ack is None:  # paho tells of QoS 0 here too, when it is written
-            return
-        self.acknowledged += 1
-        self._came.append((on_ack, parse_refusal(reason)))
-
-    def _hand_on(self) -> None:
-        """Go on after what was read: not from within paho's callbacks, which hold its locks."""
-        if not self._came:
-            return
+    def _on_pubacks(self, pubacks: list[tuple[int, int]]) -> None:
+        came = [
+            (on_ack, code) for packet_id, code in pubacks if (on_ack := self._acks.pop(packet_id, None)) is not None
+        ]
+        self.acknowledged += len(came)
         while self._held and self._has_room():
             self._send(*self._held.popleft())
-        while self._came:
-            on_ack, refusal = self._came.popleft()
-            on_ack(refusal)
+        for on_ack, code in came:
+            on_ack(parse_refusal(code))
         self._answered.set()
 
     def _on_subscribe(self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _: object) -> None:

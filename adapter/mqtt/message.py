@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 
@@ -76,9 +75,19 @@ class Refusal:
         return self.code not in _PASSING
 
 
-def parse_refusal(reason: ReasonCode) -> Refusal | None:
+_FAILURE = 0x80
+"""From here on a reason code is a failure. Source: MQTT 5.0, 2.4."""
+
+
+def parse_refusal(code: int) -> Refusal | None:
     """Read the reason code of a PUBACK; `None` where the broker has the message."""
-    return Refusal(str(reason), reason.value) if reason.is_failure else None
+    if code < _FAILURE:
+        return None
+    try:
+        reason = str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except KeyError:
+        reason = f"reason code 0x{code:02x}"
+    return Refusal(reason, code)
 
 
 def parse_received(message: MQTTMessage) -> Received | None:
@@ -96,50 +105,3 @@ def parse_received(message: MQTTMessage) -> Received | None:
         correlation=getattr(message.properties, "CorrelationData", None),
         response_topic=getattr(message.properties, "ResponseTopic", None),
     )
-
-
-class _PackedProperties(Properties):
-    """Properties that were packed once: paho's own `pack` looks for each of 27 names, for each message."""
-
-    def pack(self) -> bytes:
-        return _JSON_PACKED
-
-
-def _properties(*, json: bool, correlation: bytes | None) -> Properties:
-    made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho leaves it untyped
-    if json:
-        made.ContentType = "application/json"
-    if correlation is not None:
-        made.CorrelationData = correlation
-    return made
-
-
-_JSON_PACKED = bytes(_properties(json=True, correlation=None).pack())  # type: ignore[no-untyped-call] # as above
-_JSON = _PackedProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # as above
-
-
-def publish_properties(message: Message) -> Properties | None:
-    """Make the MQTT 5 properties of a message; `None` where it needs none. The usual ones are one shared object."""
-    json = message.payload.startswith(b"{")
-    if message.correlation is not None:
-        return _properties(json=json, correlation=message.correlation)
-    return _JSON if json else None
-
-
-def packet_size(message: Message, properties: Properties | None) -> int:
-    """Count the bytes of an MQTT 5 PUBLISH packet, which is what a broker's Maximum Packet Size limits."""
-    packed = 1 if properties is None else len(properties.pack())  # type: ignore[no-untyped-call] # as above
-    remaining = 2 + len(message.topic.encode()) + (2 if message.qos else 0) + packed + len(message.payload)
-    length = 1 + (remaining >= 1 << 7) + (remaining >= 1 << 14) + (remaining >= 1 << 21)  # [MQTT-1.5.5-1]
-    return 1 + length + remaining
-
-
-def check_topic(topic: str) -> None:
-    """Refuse a topic over which a broker would end the connection, and again at each repetition.
-
-    Raises:
-        ValueError: It is empty or holds control characters ([MQTT-1.5.4-2]; Mosquitto takes none of them). Wildcards
-            are refused by paho.
-    """
-    if not topic or not topic.isprintable():
-        raise ValueError("a topic must not be empty or hold control characters")

@@ -5,11 +5,12 @@ more (paho issues #183, #819): an adapter with 1,000 open polls would lose MQTT 
 socket callbacks are tied to `add_reader` and `add_writer` here, and nothing else of this program knows how.
 
 Rules of this file:
-1. paho's public interface only, and no meaning of MQTT: what a packet says is `broker`'s.
+1. paho's public interface only, and no meaning of MQTT: what a packet says is `connection`'s.
 2. Whatever blocks (name look-up, TCP, TLS and websocket handshakes) runs in a thread that nobody has to wait for.
    Everything else, every callback included, runs on the event loop's thread.
 3. A client serves one connection. paho would send again what was not acknowledged; that is the outbox's part.
 4. What is published in one turn of the event loop goes out together after it, and what has come is handed on together.
+5. PUBLISH and PUBACK go by paho (`packets`): `write` takes the one, `on_pubacks` is given the others.
 """
 
 import asyncio
@@ -22,19 +23,14 @@ from typing import Any
 from paho.mqtt.client import Client
 from paho.mqtt.properties import Properties
 
+from adapter.mqtt.gathered import GatheredSocket, Line, line_of
+
 TICK_S = (0.5, 2.5)
 """Seconds between looks at the keepalive: a tenth of it, but at least and at most this. Each wakes a program that may
 have nothing else to do."""
 
 TURN_S = 0.002
 """How long packets are read before everything else has its turn, however many there are: polls must not wait."""
-
-_CORK: int | None = getattr(socket, "TCP_CORK", None)
-"""Holds back what is sent until it is taken out, so that packets which paho sends one by one are one piece on the way.
-
-Source:
-    tcp(7), "TCP_CORK": Linux alone has it.
-"""
 
 
 class PahoLoop:
@@ -43,20 +39,21 @@ class PahoLoop:
     Args:
         client: A new client, made with ``reconnect_on_failure=False``.
         on_tick: Called every few seconds (`TICK_S`) while the connection is open.
-        on_read: Called when packets were read, after the callbacks for them.
+        on_pubacks: Called with the packet identifier and the reason code of each PUBACK that was read.
     """
 
-    def __init__(self, client: Client, on_tick: Callable[[], None], on_read: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Client, on_tick: Callable[[], None], on_pubacks: Callable[[list[tuple[int, int]]], None]
+    ) -> None:
         self._client = client
         self._on_tick = on_tick
-        self._on_read = on_read
+        self._on_pubacks = on_pubacks
         self._loop = asyncio.get_running_loop()
         self._fd = -1
-        self._tcp: socket.socket | None = None
+        self._line: Line
         self._congested = False
         self._writing: asyncio.Handle | None = None
         self._reading_on: asyncio.Handle | None = None
-        self._pending: Callable[[], int] = _nothing_pending
         self._timer: asyncio.TimerHandle | None = None
         self._tick_s = 0.0
         client.on_socket_close = self._on_socket_close
@@ -101,14 +98,8 @@ class PahoLoop:
 
     def _attach(self) -> None:
         sock: Any = self._client.socket()
-        if self._client.transport == "websockets":
-            _repair_websocket(sock)
-        self._pending = getattr(sock, "pending", _nothing_pending)
+        self._line = line_of(sock)
         self._fd = sock.fileno()
-        if isinstance(sock, socket.socket):
-            # Or a message waits until the broker's system has confirmed the one before, which it takes its time for.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._tcp = sock
         self._loop.add_reader(self._fd, self._read)
         self._write()  # CONNECT waits to be written
         self._tick()
@@ -124,39 +115,40 @@ class PahoLoop:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._fd = -1
-            self._tcp = None
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._tick_s, self._tick)
         self._on_tick()
         self._client.loop_misc()
 
+    def write(self, packet: bytes) -> None:
+        """Have a packet written after this turn of the event loop."""
+        self._line.write(packet)
+        self._write_soon()
+
     def _read(self) -> None:
         if self._reading_on is not None:
             self._reading_on.cancel()
             self._reading_on = None
         ends_at = self._loop.time() + TURN_S
-        self._client.loop_read()
-        self._on_read()
-        # One TLS record can hold many packets. Once it is decrypted the socket no longer counts as readable,
-        # so the rest would lie until the broker sends something more.
-        while self._fd >= 0 and self._pending():
+        while self._fd >= 0:
+            if self._line.waits:
+                self._client.loop_read()
+            elif pubacks := self._line.fill():
+                self._on_pubacks(pubacks)
+            # One TLS record can hold many packets. Once it is decrypted the socket no longer counts as readable,
+            # so the rest would lie until the broker sends something more.
+            if not (self._line.waits or self._line.pending()):
+                return
             if self._loop.time() >= ends_at:
                 self._reading_on = self._loop.call_soon(self._read)
                 return
-            self._client.loop_read()
-            self._on_read()
 
     def _write(self) -> None:
         """Write what waits, and go on once there is room where not all of it found some."""
         self._writing = None
-        tcp = self._tcp
-        if tcp is not None and _CORK is not None:
-            tcp.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
         self._client.loop_write()
-        if self._tcp is not None and _CORK is not None:  # else that has ended the connection
-            self._tcp.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
-        if self._fd >= 0 and self._congested != self._client.want_write():
+        if self._fd >= 0 and self._congested == (self._line.flush() and not self._client.want_write()):
             self._congested = not self._congested
             if self._congested:
                 self._loop.add_writer(self._fd, self._write)
@@ -167,6 +159,9 @@ class PahoLoop:
         self._detach()
 
     def _on_register_write(self, _client: Client, _userdata: object, _sock: object) -> None:
+        self._write_soon()
+
+    def _write_soon(self) -> None:
         # In connect's thread, where CONNECT is put in line, there is no descriptor yet.
         if self._fd >= 0 and self._writing is None and not self._congested:
             self._writing = self._loop.call_soon(self._write)
@@ -212,26 +207,5 @@ def _close_leftovers(error: Exception) -> None:
     """Close the socket of a failed handshake: paho leaves it open for as long as the exception lives."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for value in frame.f_locals.values():
-            if isinstance(value, socket.socket):
+            if isinstance(value, socket.socket | GatheredSocket):
                 value.close()
-
-
-def _repair_websocket(sock: Any) -> None:  # noqa: ANN401 - paho's wrapper, known by its send() alone
-    """Keep paho from losing a packet when a websocket frame could be written in part only.
-
-    Its wrapper then says that 0 bytes were sent, upon which `loop_write` forgets the packet, and takes the rest of
-    the frame for the next one (paho-mqtt 2.2.0, `Client._packet_write`). That the socket would block, it handles.
-    """
-    send: Callable[[bytes], int] = sock.send
-
-    def send_whole(data: bytes) -> int:
-        sent = send(data)
-        if sent == 0:
-            raise BlockingIOError
-        return sent
-
-    sock.send = send_whole
-
-
-def _nothing_pending() -> int:
-    return 0
