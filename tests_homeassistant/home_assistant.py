@@ -23,15 +23,11 @@ from tests.broker_support import HOST, Broker, free_ports
 
 ROOT = Path(__file__).parent.parent
 TREE = ROOT / "build/home-assistant/root"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 FIRST_START_S = 180.0
 """At its first start it installs what the configured integrations need, the whole frontend among that."""
 _INSIDE = Path(__file__).parent / "inside"
-_HASS = (
-    *("/srv/homeassistant/bin/hass", "--config", "/config", "--log-no-color"),
-    # What its voice assistant needs and a C++ compiler would have to build, in vain at each start.
-    *("--skip-pip-packages", "pymicro-vad,pyspeex-noise"),
-)
+_HASS = ("/srv/homeassistant/bin/hass", "--config", "/config", "--log-no-color")
 _STOP_S = 60.0
 _STEPS_DONE = ["core_config", "analytics", "integration"]
 _TRY_AGAIN_S = 0.1
@@ -58,7 +54,7 @@ class Hub:
     Attributes:
         states: By entity id, the newest.
         changes: Every change of a state since the connection, oldest first.
-        events: Every event since the connection, oldest first, of the types that were asked for.
+        events: Everything else that was subscribed to, oldest first.
     """
 
     _socket: aiohttp.ClientWebSocketResponse
@@ -127,7 +123,7 @@ class Hub:
                 self._results.pop(got["id"]).set_result(got)
                 continue
             event = got["event"]
-            if event["event_type"] == "state_changed":
+            if event.get("event_type") == "state_changed":
                 self._take(event["data"])
             else:
                 self.events.append(event)
@@ -143,10 +139,11 @@ class Hub:
         self.states[entity.entity_id] = entity
         self.changes.append(entity)
 
-    async def begin(self, *event_types: str) -> None:
-        """Learn all states, and follow them and these types of events from now on."""
-        for event_type in ("state_changed", *event_types):
-            await self.ask("subscribe_events", event_type=event_type)
+    async def begin(self) -> None:
+        """Learn all states, and follow them from now on; confirm its port, or it goes back to its usual one."""
+        if (await self.ask("http/config"))["pending"]:
+            await self.ask("http/config/promote")
+        await self.ask("subscribe_events", event_type="state_changed")
         for new in await self.ask("get_states"):
             self.states.setdefault(new["entity_id"], Entity(new["entity_id"], new["state"], new["attributes"]))
 
@@ -193,11 +190,14 @@ class HomeAssistant:
                 found[-1] += f"\n{line}"
         return found
 
-    def start(self, deadline_s: float = DEADLINE_S) -> None:
-        """Start it and wait until all its integrations are set up; the first time, make its user."""
+    def start(self) -> None:
+        """Start the process; it dies with the thread that called this."""
         with (self.directory / "output").open("ab") as output:
             command = [*map(str, (_INSIDE, TREE, self.directory)), *_HASS]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> None:
+        """Wait until all its integrations are set up; the first time, make its user."""
         if not self.tokens:
             self._wait_for(self._serves, deadline_s)
             self._onboard()
@@ -265,7 +265,7 @@ class HomeAssistant:
         assert done["type"] == "create_entry", done
 
     @contextlib.asynccontextmanager
-    async def hub(self, *event_types: str) -> AsyncIterator[Hub]:
+    async def hub(self) -> AsyncIterator[Hub]:
         """Connect to the websocket API; states are known from the start."""
         async with (
             aiohttp.ClientSession() as session,
@@ -277,7 +277,7 @@ class HomeAssistant:
             hub = Hub(socket)
             following = asyncio.create_task(hub.follow(), name="hub")
             try:
-                await hub.begin(*event_types)
+                await hub.begin()
                 yield hub
             finally:
                 following.cancel()
@@ -312,7 +312,8 @@ def home_assistant(directory: Path, configuration: str, broker: Broker) -> Itera
     (directory / "configuration.yaml").write_text(text, encoding="utf-8")
     _onboarded(directory)
     try:
-        made.start(FIRST_START_S)
+        made.start()
+        made.wait(FIRST_START_S)
         made.connect(broker)
         yield made
     finally:

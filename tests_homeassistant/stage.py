@@ -11,7 +11,7 @@ from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import settings, write
 from tests.broker_support import Broker, Peer
 from tests.cli_support import Program, program
-from tests_homeassistant.home_assistant import Hub
+from tests_homeassistant.home_assistant import DEADLINE_S, Hub
 
 HOLD_S = 0.5
 PREFIX = "homeassistant"
@@ -32,6 +32,11 @@ class Stage:
     path: Path
     _stack: contextlib.AsyncExitStack
     _adapter: Program | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the adapter runs."""
+        return self._adapter is not None and self._adapter.process.returncode is None
 
     def configure(self, *work_nos: str) -> None:
         """Write the configuration with these agents of the simulator; the adapter signs in who has no session there."""
@@ -60,7 +65,7 @@ class Stage:
     async def polling(self, *work_nos: str) -> None:
         """Wait until agents are polled."""
         try:
-            await self.simulator.wait_for(lambda: all(self.simulator.polling(each) for each in work_nos))
+            await self.simulator.wait_for(lambda: all(self.simulator.polling(each) for each in work_nos), DEADLINE_S)
         except TimeoutError:
             said = None if self._adapter is None else self._adapter.err
             raise AssertionError(f"not polled; the adapter said: {said}") from None
@@ -86,7 +91,8 @@ async def staged(directory: Path, broker: Broker, instance: str, agents: Sequenc
         await made.start()
         await made.polling(*(agent.work_no for agent in agents))
         yield made
-        await made.kill()
+        if made.runs:
+            await made.kill()
         ours = (f"{instance}/", f"{PREFIX}/device/ccgateway2mqtt_{instance}_")
         last = {message.topic: message.payload for message in peer.messages}
         for topic in (topic for topic, payload in last.items() if topic.startswith(ours) and payload):
