@@ -4,6 +4,7 @@
 test_home_assistant_devices.py.
 """
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,13 +13,23 @@ from typing import Any
 import pytest
 
 from adapter.agent.presence import Timing
+from adapter.config import load
+from adapter.errors import BrokerConnectionError
+from adapter.home_assistant import announcing
+from adapter.mqtt import Dialer, Message
 from tests.adapter_support import write
-from tests.broker_support import Broker, Peer
+from tests.broker_support import DEADLINE_S, Broker, Peer
 from tests.cli_support import program
 from tests.home_assistant_support import AFTER_BIRTH_S, retained, topic
 from tests.stage_support import Stage, staged
 
 BIRTH = Timing(after_birth_s=AFTER_BIRTH_S)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker on the loopback needs no half second to show what it retains."""
+    monkeypatch.setattr(announcing, "_QUIET_S", 0.1)
 
 
 @pytest.fixture
@@ -96,3 +107,21 @@ async def test_switched_off_nothing_of_it_is_imported(stage: Stage) -> None:
 
     assert any("adapter.fleet" in line for line in adapter.err)
     assert not any("adapter.home_assistant" in line for line in adapter.err)
+
+
+async def test_the_will_of_an_old_connection_comes_before_online(stage: Stage, home: Peer) -> None:
+    """The client id is a fixed one: the broker ends what is left of a connection before, and its will comes first.
+
+    With another id at each start it would come when the broker misses that connection, and all would be unavailable.
+    """
+    config = load(write(stage.directory, stage.values(), "old.yaml")).mqtt
+    will = Message(topic=stage.topic("bridge/availability"), payload=b"offline", retain=True)
+    async with Dialer(config).connect(client_id=config.client_id, on_message=lambda _: None, will=will) as old:
+        old.publish(Message(topic=will.topic, payload=b"online", retain=True))
+        async with stage.running(home_assistant=section()):
+            await home.wait_for(lambda: home.on(topic("101", stage.prefix)))
+            told = [message.payload for message in stage.on("bridge/availability")]
+        with pytest.raises(BrokerConnectionError):
+            await asyncio.wait_for(old.lost(), DEADLINE_S)
+
+    assert told == [b"online", b"offline", b"online"]
