@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.broker_support import Broker, mosquitto
-from tests_homeassistant.home_assistant import ROOT, HomeAssistant, Hub, home_assistant
+from tests_homeassistant.home_assistant import ROOT, HomeAssistant, home_assistant
+from tests_homeassistant.hub import Hub
 
 EXAMPLES = ROOT / "examples/home-assistant"
 _NOT_OURS = re.compile(

@@ -11,7 +11,7 @@ from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import settings, write
 from tests.broker_support import Broker, Peer
 from tests.cli_support import Program, program
-from tests_homeassistant.home_assistant import DEADLINE_S, Hub
+from tests_homeassistant.hub import DEADLINE_S, Hub
 
 HOLD_S = 0.5
 PREFIX = "homeassistant"

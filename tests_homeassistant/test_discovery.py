@@ -5,7 +5,7 @@ from pathlib import Path
 from adapter.simulator import SimAgent
 from tests.adapter_support import wait_for
 from tests.broker_support import Broker
-from tests_homeassistant.home_assistant import Hub
+from tests_homeassistant.hub import Hub
 from tests_homeassistant.stage import gone, staged
 
 ENTITIES = {

@@ -12,7 +12,8 @@ from playwright.async_api import Page, async_playwright, expect
 from adapter.simulator import SimAgent
 from tests.broker_support import Broker, Peer
 from tests.wall_support import find_browser
-from tests_homeassistant.home_assistant import DEADLINE_S, ROOT, HomeAssistant, Hub
+from tests_homeassistant.home_assistant import ROOT, HomeAssistant
+from tests_homeassistant.hub import DEADLINE_S, Hub
 from tests_homeassistant.stage import PREFIX, Stage, gone, staged
 
 AGENTS = (
@@ -128,7 +129,7 @@ async def test_blueprint(stage: Stage, home: HomeAssistant, hub: Hub) -> None:
 
 
 async def test_dashboard(stage: Stage, home: HomeAssistant) -> None:
-    """The dashboard shows everybody, follows a call, and its button signs an agent in."""
+    """The dashboard shows everybody, with no card in error, and follows a call; its picture is below `build/`."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         page = await browser.new_page(viewport={"width": 1280, "height": 800})
