@@ -6,7 +6,7 @@ Everything that a poller finds out goes through here into a `Change`, and from t
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
@@ -85,6 +85,7 @@ class Presence:
         self.state = decode(record.state) or AgentState(state="unknown", since=datetime.now(UTC))
         self._session = session
         self._record = record
+        self._seq = record.seq
         self._shared = shared
         self._online: bool | None = None
         self._offline_timer: asyncio.TimerHandle | None = None
@@ -115,13 +116,12 @@ class Presence:
             self.say(logging.WARNING, "getAgentEvent: an event names agent %.64s; published unchanged", event.work_no)
         if self._shared.mask is not None:
             event = self._shared.mask.apply(event)
-        event_id, seq = new_id(), self._record.seq + 1
-        self.state = fold(self.state, event, at=received_at, event_id=event_id, seq=seq)
-        self._record = replace(self._record, seq=seq)
+        event_id, self._seq = new_id(), self._seq + 1
+        self.state = fold(self.state, event, at=received_at, event_id=event_id, seq=self._seq)
         change.outgoing.append(
             Outgoing(
                 topic=self._shared.topics.event(work_no),
-                payload=render_event(event, event_id=event_id, seq=seq, received_at=received_at),
+                payload=render_event(event, event_id=event_id, seq=self._seq, received_at=received_at),
                 retain=True,
                 stream_topic=self._shared.topics.events(work_no) if self._shared.config.mqtt.stream else None,
             )
@@ -284,7 +284,7 @@ class Presence:
 
     def record(self) -> AgentRecord:
         """Give the agent's row as it is now."""
-        return self._session.into(replace(self._record, state=encode(self.state)))
+        return self._session.record(seq=self._seq, state=encode(self.state))
 
     async def _try_to_store(self, change: Change) -> bool:
         outage = self._shared.storage_outage

@@ -56,10 +56,12 @@ class Session:
             # At once, so that call data which comes before the first request finds a session to wait for.
             self.adopt_configured()
 
-    def into(self, record: AgentRecord) -> AgentRecord:
+    def record(self, *, seq: int, state: bytes) -> AgentRecord:
         """Give the agent's row with this session as it is now."""
-        return replace(
-            record,
+        return AgentRecord(
+            work_no=self._agent.work_no,
+            seq=seq,
+            state=state,
             guid=self.guid,
             guid_origin=self._origin,
             cookies=tuple(self._line.cookies.items()),

@@ -6,6 +6,8 @@ paho makes some thirty objects for a message and its acknowledgment, and keeps w
 Source: MQTT Version 5.0 and 3.1.1, OASIS Standards; the clauses are cited where they apply.
 """
 
+import functools
+
 from adapter.mqtt.message import Message
 
 _PUBLISH = 0x30
@@ -36,12 +38,7 @@ def encode_publish(message: Message, packet_id: int, *, five: bool) -> bytes:
             long, or holds wildcards or control characters ([MQTT-3.3.2-2], [MQTT-1.5.4-2]; Mosquitto takes none of
             them), or it is all too large for any packet.
     """
-    topic = message.topic.encode()
-    if not topic or len(topic) > _LONGEST_TOPIC_BYTES or not message.topic.isprintable():
-        raise ValueError("a topic must not be empty, longer than 65,535 bytes, or hold control characters")
-    if b"+" in topic or b"#" in topic:
-        raise ValueError("a topic to publish to must not hold wildcards")
-    head = len(topic).to_bytes(2) + topic
+    head = _encode_topic(message.topic)
     if message.qos:
         head += packet_id.to_bytes(2)
     if five:
@@ -54,6 +51,16 @@ def encode_publish(message: Message, packet_id: int, *, five: bool) -> bytes:
     return b"".join((bytes((first,)), _variable(length), head, message.payload))
 
 
+@functools.lru_cache(maxsize=4096)
+def _encode_topic(name: str) -> bytes:
+    topic = name.encode()
+    if not topic or len(topic) > _LONGEST_TOPIC_BYTES or not name.isprintable():
+        raise ValueError("a topic must not be empty, longer than 65,535 bytes, or hold control characters")
+    if b"+" in topic or b"#" in topic:
+        raise ValueError("a topic to publish to must not hold wildcards")
+    return len(topic).to_bytes(2) + topic
+
+
 def _properties(message: Message) -> bytes:
     properties = _JSON if message.payload.startswith(b"{") else b""
     if message.correlation is None:
@@ -63,6 +70,8 @@ def _properties(message: Message) -> bytes:
 
 def _variable(number: int) -> bytes:
     """Write a Variable Byte Integer [MQTT-1.5.5]."""
+    if number <= _SEVEN_BITS:
+        return bytes((number,))
     written = bytearray()
     while number > _SEVEN_BITS:
         written.append(number & _SEVEN_BITS | 0x80)
