@@ -141,12 +141,20 @@ class Publisher:
         self._unreadable.is_over()
         for entry in entries:
             self._send(connection, entry)
-        if not entries:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._again_at):
-                    await self._outbox.changed.wait()
-            if self._again_at is not None and asyncio.get_running_loop().time() >= self._again_at:
-                self._begin_line()
+        connection.flush()
+        if not entries or not self._outbox.has_next:
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until there may be more to send, or what was put off may go again."""
+        if self._again_at is None:
+            await self._outbox.changed.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._again_at):
+                await self._outbox.changed.wait()
+        if asyncio.get_running_loop().time() >= self._again_at:
+            self._begin_line()
 
     @property
     def _one_by_one(self) -> bool:

@@ -196,6 +196,10 @@ class Connection:
         else:
             self._send(message, on_ack or _nobody_asks)
 
+    def flush(self) -> None:
+        """Write now what was published, instead of behind all else that this turn of the event loop brings."""
+        self._line.flush()
+
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe to topic filters, each with its QoS, and wait until the broker has agreed.
 

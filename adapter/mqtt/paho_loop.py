@@ -126,6 +126,12 @@ class PahoLoop:
         self._line.write(packet)
         self._write_soon()
 
+    def flush(self) -> None:
+        """Write what waits now, as far as there is room."""
+        if self._writing is not None:
+            self._writing.cancel()
+            self._write()
+
     def _read(self) -> None:
         if self._reading_on is not None:
             self._reading_on.cancel()

@@ -198,6 +198,11 @@ class Outbox:
         """Take a newest value that no broker has acknowledged; `None` where there is none."""
         return self._newest.take()
 
+    @property
+    def has_next(self) -> bool:
+        """Whether `next` would give any."""
+        return bool(self._page or self._fresh) or self._cursor < self._fresh_follows
+
     async def next(self, limit: int) -> list[Entry]:
         """Take up to `limit` entries that come next in line; an empty list where there is none.
 
