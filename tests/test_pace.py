@@ -36,6 +36,20 @@ async def test_p4_pause_lies_within_the_interval() -> None:
     assert 0.2 < left(exact) < 0.21
 
 
+async def test_p4_who_waits_for_events_starts_on_a_common_beat() -> None:
+    """P4: pauses of agents without an event end together, so that they wake the program seldom; others at any time."""
+    ends: dict[bool, set[float]] = {True: set(), False: set()}
+    for _ in range(200):
+        for hurry, moments in ends.items():
+            pace = Pace((0.2, 0.5), Backoff(initial_s=1.5, maximum_s=30.0))
+            pace.answered(hurry=hurry)
+            assert 0.2 < left(pace) <= 0.41
+            moments.add(round(pace._next_at, 6))
+
+    assert len(ends[False]) <= 6
+    assert len(ends[True]) > 100
+
+
 async def test_p5_pause_grows_and_begins_anew() -> None:
     """P5: at first 1 to 2 s, then growing with jitter to the largest; a success resets it; a retcode is an answer."""
     pace = Pace((0.2, 0.5), Backoff(initial_s=1.5, maximum_s=30.0))

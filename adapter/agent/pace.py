@@ -20,6 +20,10 @@ _ROUND_TRIP_S = 0.1
 """What a round trip and a busy moment may add at the gateway: kept away from P4's upper bound."""
 
 
+_BEAT_S = 0.05
+"""Requests that are in no hurry start on a common beat: to wake up costs a waiting program more than a poll."""
+
+
 class Pace:
     """The pauses between one agent's requests.
 
@@ -48,12 +52,23 @@ class Pace:
         """Have the first request wait."""
         self._next_at = self.now() + delay_s
 
-    def answered(self, received_at: float | None = None) -> None:
-        """Have the next request wait for P4's pause after an HTTP 200 answer, which came at `received_at` or now."""
+    def answered(self, received_at: float | None = None, *, hurry: bool = False) -> None:
+        """Have the next request wait for P4's pause after an HTTP 200 answer.
+
+        Args:
+            received_at: When it came; now where left out.
+            hurry: Whether there may be more to fetch.
+        """
         pause_s = random.uniform(self._shortest_s, self._longest_s)  # noqa: S311 - spreads requests, guards nothing
         answered_at = self.now() if received_at is None else received_at
         self._next_at = answered_at + pause_s
         self._allowed_at = answered_at + self._shortest_s
+        if not hurry:
+            beat_at = self._next_at // _BEAT_S * _BEAT_S
+            if beat_at < self._allowed_at:
+                beat_at += _BEAT_S
+            if beat_at <= answered_at + self._longest_s:
+                self._next_at = beat_at
 
     def failed(self) -> None:
         """Have the next request wait for P5's pause, which grows from failure to failure."""

@@ -169,7 +169,7 @@ class Poller:
         """Store what an answer brought, and see what it means for the session."""
         answer = reply.answer
         received_at = datetime.now(UTC)
-        self._pace.answered(reply.received_at)
+        self._pace.answered(reply.received_at, hurry=bool(answer.events))
         for event in answer.events:
             self.presence.add_event(event, received_at, change)
         if answer.retcode in SIGNED_OUT_RETCODES:
