@@ -43,6 +43,12 @@ _password_file = click.option(
 )
 
 
+def _examples(*lines: str) -> str:
+    """Write the end of a command's help: what to type, each on a line of its own that nothing breaks."""
+    # The mark is click's: a paragraph that begins with it is not wrapped.
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 class _Commands(click.Group):
     """Turns whatever goes wrong into lines on stderr, and an exit code."""
 
@@ -65,7 +71,7 @@ class _Commands(click.Group):
             self._end(_unforeseen(error), _FAILED)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not ctx.resilient_parsing:  # which a shell's completion is: what comes is not yet typed
             _tell(ctx.get_help())
             ctx.exit(_WRONG)
         return super().parse_args(ctx, args)
@@ -97,12 +103,18 @@ def _unforeseen(error: Exception) -> str:
     return f"ccgateway2mqtt {__version__}: a mistake of this program, please report it: {place_of(error)}"
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "ccgateway2mqtt demo",
+        "ccgateway2mqtt check -c config.yaml --online",
+        "ccgateway2mqtt run -c config.yaml",
+    ),
+)
 @click.version_option(__version__, prog_name="ccgateway2mqtt")
 def main() -> None:
     """Bring a contact centre's agent events from the CC-Gateway to MQTT, and call data back.
-
-    See it work:  ccgateway2mqtt demo
 
     Broker ACLs: the adapter writes agents/#, reads agents/+/calldata/set, agents/+/session/set and
     agents/bridge/request/+; dashboards only read. Who may write the latter three can act as an agent:
@@ -110,7 +122,12 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "ccgateway2mqtt demo --agents 24",
+        "ccgateway2mqtt demo --duration 20 --no-browser --config-out config.yaml",
+    )
+)
 @click.option("--agents", type=click.IntRange(2, 500), default=12, show_default=True, help="How many agents.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The page's port; any free one if left out.")
 @click.option("--duration", type=click.FloatRange(min=1), help="Seconds after which it ends by itself.")
@@ -122,22 +139,18 @@ def demo(**options: Any) -> None:  # noqa: ANN401 - they are `demo.Options`
     """Show everything at work on this machine: gateway, broker, adapter, and a live page.
 
     Nothing has to be configured; nothing is left behind. Ctrl-C ends it.
-
-    Example:  ccgateway2mqtt demo --agents 24
     """
     from adapter import demo as show
 
     _run(show.run(show.Options(**options)))
 
 
-@main.command()
+@main.command(epilog=_examples("ccgateway2mqtt run -c config.yaml"))
 @_config
 def run(path: Path) -> None:
     """Run the adapter.
 
     SIGTERM and Ctrl-C stop it without losing an event, SIGHUP reads the configuration again.
-
-    Example:  ccgateway2mqtt run -c config.yaml
     """
     import os
 
@@ -155,7 +168,7 @@ def run(path: Path) -> None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started this process
 
 
-@main.command()
+@main.command(epilog=_examples("ccgateway2mqtt check -c config.yaml", "ccgateway2mqtt check -c config.yaml --online"))
 @_config
 @click.option("--online", is_flag=True, help="Also look at gateway, broker and machine; nothing stays changed.")
 @_username
@@ -165,8 +178,6 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
 
     With --online also: the gateway (through its proxy), certificates, clocks, the broker's log-in, ACL and limits, open
     files, ports and the disk, a line for each with what to do about it; exit code 1 where one of them failed.
-
-    Example:  ccgateway2mqtt check -c config.yaml --online
     """
     from adapter.config import load
 
@@ -182,7 +193,12 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
         _tell(outcome)
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "ccgateway2mqtt watch -c config.yaml",
+        "ccgateway2mqtt watch --broker mqtt://broker.example --username wall --password-file wall.txt",
+    )
+)
 @click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="Take the broker from this file."
 )
@@ -193,10 +209,7 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
 def watch(
     path: Path | None, broker: str | None, prefix: str | None, username: str | None, password_file: Path | None
 ) -> None:
-    """Show all agents in a live table, from the broker.
-
-    Example:  ccgateway2mqtt watch --broker mqtt://broker.example --username wall --password-file wall.txt
-    """
+    """Show all agents in a live table, from the broker."""
     from adapter import watch as watching
     from adapter.config import broker_at, load
 
@@ -209,7 +222,12 @@ def watch(
     _run_until_told(watching.watch(_log_in(mqtt, username, password_file)))
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        'ccgateway2mqtt calldata 101 "customer=4711" -c config.yaml',
+        "ccgateway2mqtt calldata 101 - -c config.yaml < value.txt",
+    )
+)
 @click.argument("workno")
 @click.argument("value")
 @_config
@@ -223,8 +241,6 @@ def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None
 
     With - as VALUE it is read from stdin, and everybody who may list processes does not see it.
     Prints the result as JSON; exit code 0 where it was applied.
-
-    Example:  ccgateway2mqtt calldata 101 "customer=4711" -c config.yaml
     """
     from adapter import send
     from adapter.config import load
@@ -238,17 +254,14 @@ def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None
         sys.exit(_FAILED)
 
 
-@main.command()
+@main.command(epilog=_examples("ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml"))
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 takes any free one.")
 @click.option("--agents", type=click.IntRange(1, 50_000), default=3, show_default=True, help="How many agents.")
 @click.option("--scenario", type=click.Path(path_type=Path, dir_okay=False), help="What happens: examples/scenarios/.")
 @click.option("--hold", type=click.FloatRange(min=0.05), default=10.0, show_default=True, help="Seconds a poll waits.")
 @click.option("--auth-mode", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True)
 def simulate(listen: str, agents: int, scenario: Path | None, hold: float, auth_mode: str) -> None:
-    """Run the gateway simulator alone; prints a line of JSON when it is ready.
-
-    Example:  ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml
-    """
+    """Run the gateway simulator alone; prints a line of JSON when it is ready."""
     from adapter.simulator import ScenarioError, SimulatorError, parse_listen, serve
 
     try:
@@ -264,14 +277,19 @@ def simulate(listen: str, agents: int, scenario: Path | None, hold: float, auth_
         raise StartError(str(error), exit_code=_FAILED) from error
 
 
-@main.command()
-@click.argument("name", required=False)
+def _schemas(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a schema."""
+    from adapter import contracts
+
+    return [name for name in contracts.names() if name.startswith(incomplete)]
+
+
+@main.command(epilog=_examples("ccgateway2mqtt schema", "ccgateway2mqtt schema state"))
+@click.argument("name", required=False, shell_complete=_schemas)
 def schema(name: str | None) -> None:
     """Print the JSON Schema NAME of a topic's payload or of the configuration; without a name, list them.
 
     The name asyncapi gives all topics, in AsyncAPI.
-
-    Example:  ccgateway2mqtt schema state
     """
     from adapter import contracts
 
@@ -282,17 +300,32 @@ def schema(name: str | None) -> None:
         click.echo(contracts.read(name), nl=False)
 
 
-@main.command()
+@main.command(epilog=_examples("ccgateway2mqtt health -c config.yaml"))
 @_config
 def health(path: Path) -> None:
-    """Exit with 0 while the adapter that runs with this configuration is well; for containers.
-
-    Example:  ccgateway2mqtt health -c config.yaml
-    """
+    """Exit with 0 while the adapter that runs with this configuration is well; for containers."""
     from adapter import check as checking
     from adapter.config import load
 
     _tell(checking.health(load(path).storage.path))
+
+
+@main.command(
+    epilog=_examples(
+        'eval "$(ccgateway2mqtt completion bash)"',
+        'eval "$(ccgateway2mqtt completion zsh)"',
+        "ccgateway2mqtt completion fish > ~/.config/fish/completions/ccgateway2mqtt.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print the completion script of SHELL: Tab then completes commands, options, files and names of schemas.
+
+    The first line below belongs into ~/.bashrc, the second into ~/.zshrc after compinit; fish finds its file by itself.
+    """
+    from click.shell_completion import get_completion_class
+
+    click.echo(get_completion_class(shell)(main, {}, "ccgateway2mqtt", "_CCGATEWAY2MQTT_COMPLETE").source())
 
 
 def _log_in(mqtt: Any, username: str | None, password_file: Path | None) -> Any:  # noqa: ANN401 - see below
