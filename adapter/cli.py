@@ -312,6 +312,32 @@ def health(path: Path) -> None:
 
 @main.command(
     epilog=_examples(
+        "ccgateway2mqtt purge -c config.yaml",
+        "ccgateway2mqtt purge -c config.yaml --storage --yes",
+    )
+)
+@_config
+@click.option("--yes", is_flag=True, help="Do it; without, it is only said what would be done.")
+@click.option("--storage", is_flag=True, help="Delete the database too, with what waits in it for the broker.")
+@_username
+@_password_file
+def purge(path: Path, *, yes: bool, storage: bool, username: str | None, password_file: Path | None) -> None:
+    """Clear all that this adapter has retained at the broker, to remove it for good.
+
+    Stop it first. Prints the topics; Home Assistant forgets the agents. What others have retained stays.
+    """
+    from adapter import purge as purging
+    from adapter.config import load
+
+    config = load(path)
+    mqtt = _log_in(config.mqtt, username, password_file)
+    _tell(_run(purging.purge(config, mqtt, yes=yes, show=click.echo)))
+    if storage:
+        purging.delete_storage(config.storage.path, yes=yes, tell=_tell)
+
+
+@main.command(
+    epilog=_examples(
         'eval "$(ccgateway2mqtt completion bash)"',
         'eval "$(ccgateway2mqtt completion zsh)"',
         "ccgateway2mqtt completion fish > ~/.config/fish/completions/ccgateway2mqtt.fish",

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -242,10 +242,8 @@ class Link:
             _log.warning("broker: %s; another instance would not be noticed", error)
             return
         payload = {name: found[topic].payload for name, topic in topics.items() if topic in found}
-        if payload.get("availability") != b"online":
-            return
-        age_s = _age_s(_member(payload.get("health"), "at"))
-        if abs(age_s) < _ALIVE_S and _member(payload.get("info"), "startedAt") not in self._own_starts:
+        age_s = live_health_age_s(payload)
+        if age_s is not None and _member(payload.get("info"), "startedAt") not in self._own_starts:
             reason = (
                 f"broker: another instance is live under the prefix {self._config.topic_prefix!r}"
                 f" (its health is {age_s:.0f} s old): stop it, or choose another mqtt.topic_prefix"
@@ -259,6 +257,16 @@ class Link:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
+
+
+def live_health_age_s(bridge: Mapping[str, bytes]) -> float | None:
+    """Say how old the health of a live instance is, in seconds; `None` where none is live.
+
+    Args:
+        bridge: What is retained on ``availability`` and ``health`` of `Topics.bridge`, by name.
+    """
+    age_s = _age_s(_member(bridge.get("health"), "at"))
+    return age_s if bridge.get("availability") == b"online" and abs(age_s) < _ALIVE_S else None
 
 
 def _member(payload: bytes | None, name: str) -> str | None:

@@ -45,7 +45,7 @@ FLOORS = (
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "wall", "listener", "app"),
-    ("simulator", "nats", "check", "doctor", "send", "watch"),
+    ("simulator", "nats", "check", "doctor", "purge", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
     ("cli", "__main__"),
@@ -64,6 +64,7 @@ BESIDE = {
     "send",
     "check",
     "doctor",
+    "purge",
     "simulator",
     "contracts",
     "channels",

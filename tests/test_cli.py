@@ -37,6 +37,7 @@ COMMANDS = {
     "schema": set[str](),
     "health": {"--config"},
     "completion": set[str](),
+    "purge": {"--config", "--yes", "--storage", "--username", "--password-file"},
 }
 SCENARIOS = Path(__file__).parent.parent / "examples" / "scenarios"
 
