@@ -134,10 +134,11 @@ format: $(VENV)/.development ## put the code into form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-schemas: $(VENV)/.development ## make schemas/ again from the code
+schemas: $(VENV)/.development ## make schemas/ and docs/reference.md again from the code
 	$(BIN)/python -m adapter.contracts schemas
 	$(BIN)/python -m adapter.asyncapi schemas/asyncapi.yaml
 	$(BIN)/python -m adapter.config.schema > schemas/config.json
+	$(BIN)/python -m scripts.reference > docs/reference.md
 
 clean: ## remove what was set up and built
 	rm -rf $(VENV) $(WHEEL_VENV) $(AUDIT_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
