@@ -26,7 +26,7 @@ cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --logl
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked bench-wall chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-install test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked bench-wall chaos soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -58,6 +58,9 @@ test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel,
 	  export PYTHONPATH="$$(../../$(WHEEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'):$$PWD" && \
 	  ../../$(WHEEL_VENV)/bin/python -c 'import adapter; assert "site-packages" in adapter.__file__, adapter.__file__' && \
 	  ../../$(WHEEL_VENV)/bin/pytest $(PYTEST_FLAGS) -m "not harm and not page" $(ARGS)
+
+test-install: $(VENV)/.development ## wheel and sdist: each built, installed into an empty environment, and run there
+	$(BIN)/pytest $(ARGS) tests_install
 
 test-contract: $(ASYNCAPI)/.installed ## schemas/asyncapi.yaml, by AsyncAPI's own parser
 	node $(ASYNCAPI)/validate.mjs schemas/asyncapi.yaml
