@@ -115,11 +115,12 @@ def test_version() -> None:
     assert invoke("--version").stdout.split()[-1] == __version__
 
 
-def test_the_module_is_the_command() -> None:
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m adapter` is `ccgateway2mqtt`."""
     done = subprocess.run([*COMMAND, "--version"], check=True, capture_output=True, text=True)
 
     assert done.stdout.startswith("ccgateway2mqtt")
+    monkeypatch.delitem(sys.modules, "adapter.__main__", raising=False)  # or Python warns of it
     assert runpy.run_module("adapter.__main__")["main"] is main
 
 

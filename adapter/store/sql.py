@@ -21,19 +21,19 @@ class Many:
     """A statement for any number of rows.
 
     Attributes:
-        head: What stands before them.
+        opening: What stands before them.
         row: One row.
-        tail: What stands behind them.
+        closing: What stands behind them.
     """
 
-    head: str
+    opening: str
     row: str
-    tail: str = ""
+    closing: str = ""
 
     @functools.cache  # noqa: B019 - for the few that this module makes
     def of(self, count: int) -> str:
         """Write it for so many rows."""
-        return self.head + ", ".join([self.row] * count) + self.tail
+        return self.opening + ", ".join([self.row] * count) + self.closing
 
 
 def portions(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
