@@ -1,29 +1,25 @@
-"""The command line: options, exit codes, one line for each error. What a command does is elsewhere.
+"""The command line: commands and options. What a command does is elsewhere.
 
 Rules of this file:
 1. What people read goes to stderr, what programs read to stdout. `demo` and `watch` are for people alone, and what
    they show is what they are for: it goes to stdout.
-2. Every error is a line on stderr and an exit code, also one that nobody foresaw; never a traceback.
-3. Modules are imported by the command that needs them, so that `--help` is quick.
+2. Modules are imported by the command that needs them, so that `--help` is quick.
 """
 
 import asyncio
-import contextlib
-import io
 import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 from adapter import __version__
-from adapter.errors import AdapterError, ConfigError, StartError, StorageInUseError, place_of
+from adapter.cli_group import FAILED, WRONG, Group, tell
+from adapter.errors import StartError
 
 _T = TypeVar("_T")
-
-_FAILED, _WRONG, _IN_USE = 1, 2, 3
 
 _config = click.option(
     "-c",
@@ -49,62 +45,8 @@ def _examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-class _Commands(click.Group):
-    """Turns whatever goes wrong into lines on stderr, and an exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's own signature
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # A terminal that cannot show a name still shows the rest.
-            sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            # It gives the exit code of `ctx.exit()`; a reader of stdout that has gone away ends it with 1.
-            sys.exit(super().main(*args, **kwargs | {"standalone_mode": False}))
-        except click.ClickException as error:
-            self._end(_usage(error), error.exit_code)
-        except click.Abort:  # click's word for Ctrl-C
-            self._end("interrupted", _FAILED)
-        except AdapterError as error:
-            self._end(str(error), _exit_code(error))
-        except OSError as error:
-            self._end(str(error), _FAILED)
-        except Exception as error:  # noqa: BLE001 - rule 2: the last resort
-            self._end(_unforeseen(error), _FAILED)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args and not ctx.resilient_parsing:  # which a shell's completion is: what comes is not yet typed
-            _tell(ctx.get_help())
-            ctx.exit(_WRONG)
-        return super().parse_args(ctx, args)
-
-    @staticmethod
-    def _end(text: str, exit_code: int) -> NoReturn:
-        for line in text.splitlines():
-            _tell(line)
-        sys.exit(exit_code)
-
-
-def _exit_code(error: AdapterError) -> int:
-    if isinstance(error, StartError):
-        return error.exit_code
-    if isinstance(error, StorageInUseError):
-        return _IN_USE
-    return _WRONG if isinstance(error, ConfigError) else _FAILED
-
-
-def _usage(error: click.ClickException) -> str:
-    """Say on one line what click says on four."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    command = "ccgateway2mqtt" if context is None else context.command_path
-    return f"{command}: {' '.join(error.format_message().split())} (see {command} --help)"
-
-
-def _unforeseen(error: Exception) -> str:
-    """Say where a mistake of this program happened; not its text, which could hold anything."""
-    return f"ccgateway2mqtt {__version__}: a mistake of this program, please report it: {place_of(error)}"
-
-
 @click.group(
-    cls=_Commands,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_examples(
         "ccgateway2mqtt demo",
@@ -186,11 +128,11 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
     if online:
         from adapter import doctor
 
-        findings = _run(doctor.examine(config, _log_in(config.mqtt, username, password_file), _tell))
+        findings = _run(doctor.examine(config, _log_in(config.mqtt, username, password_file), tell))
         outcome = f"{path}: {doctor.summary(findings)}"
         if any(finding.verdict == "failed" for finding in findings):
-            raise StartError(outcome, exit_code=_FAILED)
-        _tell(outcome)
+            raise StartError(outcome, exit_code=FAILED)
+        tell(outcome)
 
 
 @main.command(
@@ -248,10 +190,10 @@ def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None
     mqtt = _log_in(load(path).mqtt, username, password_file)
     if value == "-":
         value = sys.stdin.buffer.read().decode(errors="surrogateescape").rstrip("\r\n")
-    result = _run(send.call_data(mqtt, workno, value, ttl, _tell))
+    result = _run(send.call_data(mqtt, workno, value, ttl, tell))
     click.echo(result.render().decode())
     if result.status != "applied":
-        sys.exit(_FAILED)
+        sys.exit(FAILED)
 
 
 @main.command(epilog=_examples("ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml"))
@@ -267,14 +209,14 @@ def simulate(listen: str, agents: int, scenario: Path | None, hold: float, auth_
     try:
         parse_listen(listen)
     except SimulatorError as error:
-        raise StartError(f"--listen: {error}", exit_code=_WRONG) from error
+        raise StartError(f"--listen: {error}", exit_code=WRONG) from error
     mode: Literal["static", "dynamic"] = "static" if auth_mode == "static" else "dynamic"
     try:
         _run_until_told(serve(listen, agents, scenario, hold, mode, click.echo))
     except ScenarioError as error:
-        raise StartError(str(error), exit_code=_WRONG) from error
+        raise StartError(str(error), exit_code=WRONG) from error
     except SimulatorError as error:
-        raise StartError(str(error), exit_code=_FAILED) from error
+        raise StartError(str(error), exit_code=FAILED) from error
 
 
 def _schemas(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -307,7 +249,7 @@ def health(path: Path) -> None:
     from adapter import check as checking
     from adapter.config import load
 
-    _tell(checking.health(load(path).storage.path))
+    tell(checking.health(load(path).storage.path))
 
 
 @main.command(
@@ -331,9 +273,9 @@ def purge(path: Path, *, yes: bool, storage: bool, username: str | None, passwor
 
     config = load(path)
     mqtt = _log_in(config.mqtt, username, password_file)
-    _tell(_run(purging.purge(config, mqtt, yes=yes, show=click.echo)))
+    tell(_run(purging.purge(config, mqtt, yes=yes, show=click.echo)))
     if storage:
-        purging.delete_storage(config.storage.path, yes=yes, tell=_tell)
+        purging.delete_storage(config.storage.path, yes=yes, tell=tell)
 
 
 @main.command(
@@ -365,14 +307,8 @@ def _log_in(mqtt: Any, username: str | None, password_file: Path | None) -> Any:
     try:
         password = None if password_file is None else password_file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"{password_file}: cannot be read as text", exit_code=_WRONG) from error
+        raise StartError(f"{password_file}: cannot be read as text", exit_code=WRONG) from error
     return replace(mqtt, username=username, password=password)
-
-
-def _tell(line: str) -> None:
-    # Nobody who listens is no reason to end otherwise than with the exit code.
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:

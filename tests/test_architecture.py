@@ -48,7 +48,7 @@ FLOORS = (
     ("simulator", "nats", "check", "doctor", "purge", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
-    ("cli", "__main__"),
+    ("cli_group", "cli", "__main__"),
 )
 """From the bottom up: names below `adapter`. Within a floor a module may use those on its left, never the others.
 A package can be one entry (`config`), with an order of its own within, or several (`config.rules`)."""
@@ -71,7 +71,7 @@ BESIDE = {
     "asyncapi",
 }
 BESIDE |= {"home_assistant", "home_assistant.devices", "home_assistant.announcing"}
-OPTIONAL = BESIDE | {"demo", "demo_lines", "cli"}
+OPTIONAL = BESIDE | {"demo", "demo_lines", "cli_group", "cli"}
 
 ROOT = Path(adapter.__file__).parent
 PLACES = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}

@@ -47,5 +47,9 @@ def test_help_imports_no_more_than_it_needs() -> None:
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     installed = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
 
-    assert {name for name in installed if name.startswith("adapter.")} == {"adapter.cli", "adapter.errors"}
+    assert {name for name in installed if name.startswith("adapter.")} == {
+        "adapter.cli",
+        "adapter.cli_group",
+        "adapter.errors",
+    }
     assert {"httpx", "paho", "aiohttp", "msgspec", "yaml", "voluptuous", "rich"} & imported == set()
