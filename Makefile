@@ -88,7 +88,7 @@ test-homeassistant: $(VENV)/.development programs ## discovery and its examples,
 
 wheel: dist/.built ## build the wheel into dist/
 
-bench: $(VENV)/.development programs $(RIVALS)/go/poll $(RIVALS)/node_red/.installed ## what it costs beside what else there is, an hour; options: make bench ARGS=--quick
+bench: $(VENV)/.development programs $(RIVALS)/go/poll $(RIVALS)/node_red/.installed ## what it costs beside what else there is, 50 minutes; options: make bench ARGS=--quick
 	$(BIN)/python -m bench $(ARGS)
 
 bench-growth: $(VENV)/.development programs ## CPU and memory from 10 agents to 20,000; options: make bench-growth ARGS="--runs 1"

@@ -1,7 +1,7 @@
 """What the program costs beside what a user could pick instead: `python -m bench`, or `make bench`.
 
 Each line of the table is the ratio of medians, of runs that take turns, in CPU time of the client's process. The whole
-takes about an hour; `--quick` about three minutes, to compare changes with. The exit code is 1 where the adapter did
+takes about 50 minutes; `--quick` about three, to compare changes with. The exit code is 1 where the adapter did
 anything against the interface document, whatever the verdicts are.
 """
 
@@ -25,7 +25,7 @@ _PARTS = ("polls", "events", "drain", "delay")
 
 _WAITING, _WAITING_QUICK = 100_000, 10_000
 """Events in the backlog that is sent."""
-_WHOLE = Scale(runs=5, few=1000, many=5000, seconds=30, hold_s=10)
+_WHOLE = Scale(runs=5, few=1000, many=5000, seconds=20, hold_s=10)
 _QUICK = Scale(runs=1, few=200, many=1000, seconds=8, hold_s=3)
 
 
