@@ -50,14 +50,15 @@ test-checkout: $(VENV)/.development programs ## the tests on this checkout, with
 	$(BIN)/pytest $(PYTEST_FLAGS) --cov --cov-report=term $(ARGS)
 
 # What a user installs: in a copy of the tree, with the wheel ahead of it on the path. Its code is that of the checkout,
-# so what does harm for minutes is not done twice.
-test-wheel: $(WHEEL_VENV)/.development programs ## the tests on the built wheel, but for the long ones
+# so these are the tests of what depends on how it is installed: commands, files beside the code, extras.
+WHEEL_TESTS := asyncapi cli cli_help completion config_schema contracts demo docs doctor end_to_end examples home_assistant nats purge send wall_run watch
+test-wheel: $(WHEEL_VENV)/.development programs ## the tests of what is installed, on the built wheel
 	rm -rf $(INSTALLED) && mkdir -p $(INSTALLED)
 	git ls-files -z | xargs -0 cp --parents --target-directory=$(INSTALLED)
 	cd $(INSTALLED) && export PYTHONSAFEPATH=1 && \
 	  export PYTHONPATH="$$(../../$(WHEEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'):$$PWD" && \
 	  ../../$(WHEEL_VENV)/bin/python -c 'import adapter; assert "site-packages" in adapter.__file__, adapter.__file__' && \
-	  ../../$(WHEEL_VENV)/bin/pytest $(PYTEST_FLAGS) -m "not harm and not page" $(ARGS)
+	  ../../$(WHEEL_VENV)/bin/pytest $(PYTEST_FLAGS) -m "not harm and not page" $(WHEEL_TESTS:%=tests/test_%.py) $(ARGS)
 
 test-install: $(VENV)/.development ## wheel and sdist: each built, installed into an empty environment, and run there
 	$(BIN)/pytest $(ARGS) tests_install
