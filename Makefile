@@ -121,7 +121,7 @@ fuzz: $(VENV)/.development programs ## a million payloads of commands, some of t
 	$(BIN)/python -m bench.fuzz $(ARGS)
 
 container: $(VENV)/.development programs ## build the image and run it without root, capabilities and a root to write; needs root
-	@scripts/need buildah:buildah bwrap:bubblewrap setpriv:util-linux debootstrap:debootstrap
+	@scripts/need buildah:buildah bwrap:bubblewrap setpriv:util-linux nsenter:util-linux ip:iproute2 debootstrap:debootstrap
 	$(BIN)/python -m bench.container
 
 unit: $(VENV)/.development programs ## run the systemd unit under a real systemd, in a container; needs root

@@ -2,13 +2,14 @@
 
 ```
 buildah build  ->  image  ->  bwrap: read-only root, /data, /tmp; setpriv: the image's user, no capability  ->  adapter
-                                                            simulator, mosquitto: outside, on the loopback  <-----+
+                                         simulator, mosquitto: outside, beyond the container's network  <---------+
 ```
 
 There is no container engine in this: buildah takes the Dockerfile's steps in a chroot, and bubblewrap and setpriv make
-the sandbox out of what the image says of itself (user, environment, entry point, health check, stop signal). What an
-engine does on top (seccomp, cgroups, a network of its own) is not tried. Needs root. Where the registry of the base
-image cannot be reached, a Debian with the same Python stands in for it: that is said, and is built once.
+the sandbox out of what the image says of itself (user, environment, entry point, health check, stop signal), with a
+network of its own (`bench.network`). What an engine does on top (seccomp, cgroups) is not tried. Needs root. Where the
+registry of the base image cannot be reached, a Debian with the same Python stands in for it: that is said, and is
+built once.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from typing import Any
 import psutil
 import yaml
 
+from bench.network import INSIDE, OUTSIDE, network
 from bench.support import HOST, BenchError, Program, listen, mosquitto, python, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,7 @@ GRACE_S = 30.0
 """What compose.yaml and the unit give a stop (D7)."""
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _WRITABLE = {"/data", "/tmp"}  # noqa: S108 - names inside the container
+_PROGRAMS = ("buildah", "bwrap", "setpriv", "debootstrap", "ip", "nsenter")
 _TRIES = ("/x", "/etc/passwd", "/config/config.yaml", "/opt/ccgateway2mqtt/x", "/usr/bin/x", "/var/x", "/proc/sys/x")
 
 
@@ -101,7 +104,7 @@ def build(directory: Path) -> None:
 class Image:
     """The image, mounted, and the sandbox around it."""
 
-    def __init__(self, root: Path, config: dict[str, Any], data: Path, configuration: Path) -> None:
+    def __init__(self, root: Path, config: dict[str, Any], data: Path, configuration: Path, net: str) -> None:
         self.config = config
         user, _, group = config["User"].partition(":")
         self.user = int(user)
@@ -118,6 +121,7 @@ class Image:
         ]
         environment = [part for pair in config["Env"] for part in ("--setenv", *pair.split("=", 1))]
         self._sandbox = [
+            *("nsenter", f"--net={net}", "--"),
             *(
                 "bwrap",
                 "--unshare-pid",
@@ -144,12 +148,12 @@ class Image:
 
 
 @contextlib.contextmanager
-def _mounted(directory: Path, data: Path, configuration: Path) -> Iterator[Image]:
+def _mounted(directory: Path, data: Path, configuration: Path, net: str) -> Iterator[Image]:
     inspected = json.loads(buildah("inspect", "--type", "image", IMAGE, directory=directory))
     container = buildah("from", "--pull-never", IMAGE, directory=directory)
     try:
         root = Path(buildah("mount", container, directory=directory))
-        yield Image(root, inspected["Docker"]["config"], data, configuration)
+        yield Image(root, inspected["Docker"]["config"], data, configuration, net)
     finally:
         buildah("rm", container, directory=directory)
 
@@ -193,7 +197,7 @@ def require(what: str, *, holds: bool) -> None:
     print(f"- {what}", flush=True)
 
 
-def configuration(directory: Path, gateway: dict[str, Any], port: int, storage: str) -> None:
+def configuration(directory: Path, gateway: dict[str, Any], port: int, storage: str, host: str = HOST) -> None:
     """Write the files that the adapter is given.
 
     Args:
@@ -201,13 +205,14 @@ def configuration(directory: Path, gateway: dict[str, Any], port: int, storage: 
         gateway: What the simulator said of itself.
         port: The broker's.
         storage: `storage.path`.
+        host: The broker's address.
     """
     directory.mkdir(exist_ok=True)
     shutil.copy(gateway["ca_file"], directory / "gateway-ca.pem")
     agents = [{"work_no": agent["workNo"], "guid": agent["guid"]} for agent in gateway["agents"]]
     config = {
         "gateway": {"url": gateway["url"], "ca_file": "gateway-ca.pem", "hold": 1, "timeout": 4},
-        "mqtt": {"url": f"mqtt://{HOST}:{port}"},
+        "mqtt": {"url": f"mqtt://{host}:{port}"},
         "agents": agents,
         "storage": {"path": storage},
     }
@@ -218,12 +223,16 @@ def _look_at(image: Image, port: int, log: Path) -> None:
     """Run the adapter in the sandbox, look at it from outside, and stop it as an engine does."""
     words = [*image.config["Entrypoint"], *image.config["Cmd"]]
     with Program("adapter", image.command(*words), log) as sandbox:
-        event = json.loads(listen(port, "agents/+/event") or "{}")
+        event = json.loads(listen(port, "agents/+/event", OUTSIDE) or "{}")
         sandbox.check()
         require(f"an event came through: {event.get('eventType')}", holds="eventType" in event)
         adapter = _adapter(sandbox.pid)
         if adapter is None:
             raise BenchError("the adapter is not to be found")
+        connected = f"New client connected from {INSIDE}:"
+        require(f"the broker has it from {INSIDE}", holds=connected in (log.parent / "mosquitto.log").read_text())
+        ours, its = (Path(f"/proc/{each}/ns/net").readlink() for each in ("self", adapter.pid))
+        require("its network is its own", holds=ours != its)
         seen = status(adapter)
         require(f"it is process {seen['NSpid'].split()[-1]} in there", holds=seen["NSpid"].split()[-1] == "1")
         require(f"its user is {seen['Uid'].split()[0]}", holds=set(seen["Uid"].split()) == {str(image.user)})
@@ -242,14 +251,14 @@ def _look_at(image: Image, port: int, log: Path) -> None:
         adapter.send_signal(signal.Signals[image.config["StopSignal"]])
         wait_until(lambda: not sandbox.runs, GRACE_S, "the stop")
     require("its stop signal ends it in good order", holds="stopped: 0 messages wait" in log.read_text())
-    require("the bridge is offline", holds=listen(port, "agents/bridge/availability") == "offline")
+    require("the bridge is offline", holds=listen(port, "agents/bridge/availability", OUTSIDE) == "offline")
     health = image.run(*image.config["Healthcheck"]["Test"][1:])
     require(f"its health check then says: {health.stderr.strip()}", holds=health.returncode == 1)
 
 
 def main() -> int:
     """Build and look; the exit code is 1 where something is not as it should be."""
-    missing = [program for program in ("buildah", "bwrap", "setpriv", "debootstrap") if shutil.which(program) is None]
+    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if os.geteuid() or missing:
         print(f"needs root and {', '.join(missing) or 'nothing else'}", file=sys.stderr)
         return 1
@@ -262,12 +271,13 @@ def main() -> int:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=store)))
             data = directory / "data"
             data.mkdir(mode=0o700)
-            port = stack.enter_context(mosquitto(directory))
+            net = stack.enter_context(network())
+            port = stack.enter_context(mosquitto(directory, OUTSIDE))
             scenario = ROOT / "examples/scenarios/busy.yaml"
-            arguments = ["simulate", "--hold", "1", "--scenario", str(scenario)]
+            arguments = ["simulate", "--listen", f"{OUTSIDE}:0", "--hold", "1", "--scenario", str(scenario)]
             gateway = stack.enter_context(python("simulator", "adapter", arguments, directory)).hear()
-            configuration(directory / "config", gateway, port, "/data/ccgateway2mqtt.db")
-            image = stack.enter_context(_mounted(store, data, directory / "config"))
+            configuration(directory / "config", gateway, port, "/data/ccgateway2mqtt.db", OUTSIDE)
+            image = stack.enter_context(_mounted(store, data, directory / "config", net))
             _look_at(image, port, directory / "adapter.log")
             left = {path.name: path.stat() for path in data.iterdir()}
             require(

@@ -203,8 +203,8 @@ def python(name: str, module: str, arguments: Sequence[str], directory: Path) ->
 
 
 @contextlib.contextmanager
-def mosquitto(directory: Path) -> Iterator[int]:
-    """Run a Mosquitto on a free loopback port; gives the port.
+def mosquitto(directory: Path, host: str = HOST) -> Iterator[int]:
+    """Run a Mosquitto on a free port of this machine, on the loopback unless told; gives the port.
 
     Raises:
         BenchError: It is not installed, or does not start.
@@ -214,30 +214,30 @@ def mosquitto(directory: Path) -> Iterator[int]:
         raise BenchError("install mosquitto")
     for _ in range(_START_TRIES):
         with socket.socket() as free:
-            free.bind((HOST, 0))
+            free.bind((host, 0))
             port: int = free.getsockname()[1]
         config = directory / "mosquitto.conf"
         settings = ["allow_anonymous true", "max_queued_messages 0", "sys_interval 1"]
         # Or it holds a message back until the subscriber's system has confirmed the one before: up to 40 ms.
         settings.append("set_tcp_nodelay true")
-        config.write_text("\n".join([f"listener {port} {HOST}", *settings, ""]))
+        config.write_text("\n".join([f"listener {port} {host}", *settings, ""]))
         with Program("mosquitto", [binary, "-c", str(config)], directory / "mosquitto.log") as broker:
             # It ends at once where somebody was quicker with the port: then another one is tried.
-            wait_until(lambda: not broker.runs or _answers(port), _START_S, "mosquitto")  # noqa: B023 - called at once
+            wait_until(lambda: not broker.runs or _answers(host, port), _START_S, "mosquitto")  # noqa: B023 - called at once
             if broker.runs:
                 yield port
                 return
     raise BenchError(f"mosquitto does not start: see {directory / 'mosquitto.log'}")
 
 
-def listen(port: int, topic: str) -> str:
+def listen(port: int, topic: str, host: str = HOST) -> str:
     """Wait for a message; empty where none comes."""
-    command = ["mosquitto_sub", "-h", HOST, "-p", str(port), "-t", topic, "-C", "1", "-W", str(int(_LISTEN_S))]
+    command = ["mosquitto_sub", "-h", host, "-p", str(port), "-t", topic, "-C", "1", "-W", str(int(_LISTEN_S))]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 
