@@ -98,7 +98,11 @@ class Bridge:
         self._started = time.monotonic()
 
     async def introduce(self, config: Config) -> None:
-        """Publish the roster and `info` of a configuration; clear pages of the roster that are left over."""
+        """Publish the roster and `info` of a configuration.
+
+        Pages of the roster that are left over are cleared, and so is what was retained under another prefix before:
+        where the broker has no mark yet, it would be published again.
+        """
         self._config = config
         change = Change()
         pages = _pages(
@@ -107,8 +111,9 @@ class Bridge:
         for number, page in enumerate(pages, start=1):
             roster = RosterPage(page=number, pages=len(pages), agents=page)
             change.slots[self._topics.roster(number)] = roster.render()
+        all_pages, all_topics = self._topics.bridge("agents/"), f"{self._topics.prefix}/"
         for topic in await self._shared.outbox.known_topics():
-            if topic.startswith(self._topics.roster(0).removesuffix("0")) and topic not in change.slots:
+            if topic not in change.slots and (topic.startswith(all_pages) or not topic.startswith(all_topics)):
                 change.slots[topic] = b""
         # Last, with nothing awaited before it is handed in: an older one must not follow a newer one.
         self._told = change.slots[self._topics.bridge("info")] = self.describe().render()

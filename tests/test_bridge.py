@@ -18,7 +18,7 @@ from adapter.config import load
 from adapter.errors import CommandError, GatewayProtocolError
 from adapter.logs import TopicHandler, set_up
 from adapter.mqtt import Received
-from tests.adapter_support import write
+from tests.adapter_support import running, write
 from tests.broker_support import Broker
 from tests.contract_support import valid
 from tests.stage_support import Stage, staged
@@ -43,6 +43,26 @@ async def test_info_is_small_and_shows_no_secret(tmp_path: Path, shared_broker: 
         async with stage.running(agents=agents[:5], gateway=gateway):
             await stage.peer.wait_for(lambda: stage.on("bridge/agents/3")[-1].payload == b"")
         assert [stage.on(f"bridge/agents/{page}")[-1].payload == b"" for page in (1, 2, 3)] == [False, True, True]
+
+
+async def test_another_prefix_clears_what_is_retained_under_the_old_one(tmp_path: Path, shared_broker: Broker) -> None:
+    """D4a: what is stored of topics that are not ours any more is not told to a broker without a mark once more."""
+    async with staged(tmp_path, shared_broker) as stage:
+        async with running(write(tmp_path, stage.values(mqtt={"topic_prefix": f"{stage.prefix}/old"}))):
+            stage.simulator.emit_sample("101", "AgentState_Ready")
+            await stage.wait("old/101/event")
+            await stage.wait("old/bridge/info")
+        async with running(write(tmp_path, stage.values(mqtt={"topic_prefix": f"{stage.prefix}/new"}))):
+            await stage.wait("new/101/state", state="idle")
+            for topic in (
+                "101/event",
+                "101/state",
+                "101/session",
+                "101/availability",
+                "bridge/info",
+                "bridge/agents/1",
+            ):
+                await stage.peer.wait_for(lambda old=f"old/{topic}": stage.on(old)[-1].payload == b"")  # type: ignore[misc] # bound at once
 
 
 def test_info_of_the_largest_configuration_is_small(tmp_path: Path) -> None:
