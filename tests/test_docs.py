@@ -1,10 +1,14 @@
 """The documentation: what it refers to exists, what it quotes is said, and what it tells people to type works."""
 
+import ast
+import contextlib
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from adapter.store import sql
 from scripts import reference
 from tests.examples_support import ROOT
 
@@ -51,3 +55,49 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             dead.append(link)
 
     assert dead == []
+
+
+def words_of_the_program() -> str:
+    """Gather the texts of the program, a line each; what is filled in is an ellipsis."""
+    texts: list[str] = []
+    for path in (ROOT / "adapter").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"%[-.\d]*[sdfgr]", "…", node.value))
+    return "\n".join(texts)
+
+
+def test_what_troubleshooting_quotes_is_said() -> None:
+    """Each part of a text is one of the program's, to the letter; each name occurs in code, contracts or examples."""
+    page = without_code(read("docs/troubleshooting.md"))
+    sources = [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("schemas/*"), ROOT / "examples/mosquitto/acl"]
+    names = set(re.findall(r"[A-Za-z_][\w-]+", "".join(path.read_text(encoding="utf-8") for path in sources)))
+    said = words_of_the_program() + read("docs/reference.md")
+    for quoted in re.findall(r"`([^`]+)`", page):
+        if quoted.startswith(("ccgateway2mqtt ", "sqlite3 ", "journalctl ", "docker ")):
+            continue
+        if " " in quoted or "…" in quoted:
+            # A line is put together of what several modules say, with a colon or a semicolon in between.
+            parts = [part.strip() for part in re.split(r"…|[:;,] ", quoted)]
+            assert [part for part in parts if part not in said] == [], quoted
+        else:
+            assert set(re.findall(r"[A-Za-z_][\w-]+", quoted)) <= names, quoted
+
+
+def test_what_is_asked_of_the_database_can_be_asked() -> None:
+    """Each SELECT that a page tells people to type fits the tables."""
+    queries = re.findall(r"sqlite3 \S+ '(SELECT [^']+)'", "".join(map(read, PAGES)))
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(sql.SCHEMA)
+        for query in queries:
+            database.execute(query)
+
+    assert queries
+
+
+def test_upgrading_names_the_schema() -> None:
+    """The page is looked at again when the database's schema changes."""
+    assert f"This version writes schema {sql.SCHEMA_VERSION}," in read("docs/upgrading.md")
