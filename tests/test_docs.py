@@ -7,7 +7,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import trustme
 
+from adapter.cli import main
+from adapter.config import load
+from adapter.config.grammar import SCHEMA
 from adapter.store import sql
 from scripts import reference
 from tests.examples_support import ROOT
@@ -101,3 +105,50 @@ def test_what_is_asked_of_the_database_can_be_asked() -> None:
 def test_upgrading_names_the_schema() -> None:
     """The page is looked at again when the database's schema changes."""
     assert f"This version writes schema {sql.SCHEMA_VERSION}," in read("docs/upgrading.md")
+
+
+def code(page: Path) -> list[str]:
+    """Take the lines and the words of a page that are code."""
+    text = read(page)
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_that_is_shown_exists(page: Path) -> None:
+    """Commands of the program with their options, and targets of make."""
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for line in code(page):
+        words = line.partition(" #")[0].split()
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        if words[:1] == ["ccgateway2mqtt"] and line != "ccgateway2mqtt main":  # the name of a device
+            command = main.commands.get(words[1]) if len(words) > 1 and words[1][0] not in "-[" else main
+            assert command is not None, line
+            known = {option for each in command.params for option in each.opts} | {"--help"}
+            assert {word.strip("[]") for word in words if word.startswith(("--", "[--"))} <= known, line
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parts[0] != "examples" and "```yaml" in read(page)], ids=str
+)
+def test_every_configuration_that_is_shown_is_valid(page: Path, tmp_path: Path) -> None:
+    """Completed with a gateway and agents where it has none; what is no configuration is its secrets."""
+    secrets = set(re.findall(r"!secret (\w+)", read(page)))
+    (tmp_path / "secrets.yaml").write_text("".join(f"{name}: text\n" for name in secrets))
+    (tmp_path / "secrets.yaml").chmod(0o600)
+    keys = {str(key) for key in SCHEMA.members}
+    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```$", read(page), re.DOTALL | re.MULTILINE)):
+        given = set(re.findall(r"^(\w+):", block, re.MULTILINE))
+        if given and given <= secrets:
+            continue
+        assert given <= keys, given - keys
+        for name in re.findall(r"_file: (\S+)", block):
+            trustme.CA().cert_pem.write_to_path(str(tmp_path / name))
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        for key, value in {"gateway": "{url: https://g.example}", "agents": '[{work_no: "1", guid: g}]'}.items():
+            if key not in given:
+                path.write_text(f"{path.read_text()}\n{key}: {value}\n")
+        load(path)
