@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapter.agent.presence import Timing
+from adapter.config import load
+from adapter.purge import purge
 from adapter.simulator import Simulator
 from adapter.topics import Topics, discovery
 from tests.adapter_support import HOLD_S, running, write
@@ -126,7 +128,10 @@ def test_each_user_reads_only_its_own_topics(broker: Broker) -> None:
 async def test_the_adapter_may_do_all_that_it_does(
     broker: Broker, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is refused to the adapter's own log-in: events, results, its mark, also to read it (D4a), discovery."""
+    """Nothing is refused to the adapter's own log-in: events, results, its mark, also to read it (D4a), discovery.
+
+    `purge` then clears all of it with the same log-in.
+    """
     mqtt = {"url": f"mqtt://localhost:{broker.port}", "username": "adapter"}
     mqtt["password"] = broker.credentials.passwords["adapter"]
     config = {
@@ -154,6 +159,11 @@ async def test_the_adapter_may_do_all_that_it_does(
                 await seen(lambda: b"Agent 102" in retained(broker, AGENT))
 
     assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+    used = load(path)
+    shown: list[str] = []
+    assert "retained topics cleared" in await purge(used, used.mqtt, yes=True, show=shown.append)
+    assert {MARK, AGENT, TOPICS.event("102"), TOPICS.roster(1), TOPICS.bridge("availability")} <= set(shown)
+    assert await asyncio.to_thread(retained, broker, MARK) == b""
 
 
 async def seen(condition: Callable[[], bool]) -> None:
