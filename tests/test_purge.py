@@ -29,7 +29,6 @@ OTHERS = {
     "agents/room/state": '{"state": "warm"}',
     "agents/room/event": "x",
     "homeassistant/device/lamp/config": '{"device": {"identifiers": ["lamp"]}, "origin": {"name": "lamp"}}',
-    "agents/7/state": '{"workNo": "8"}',
 }
 """What other programs retain under the same names."""
 
@@ -114,7 +113,8 @@ async def test_what_was_left_of_earlier_agents(path: Path, peer: Peer) -> None:
         "agents/55/availability": "offline",
         "agents/bridge/agents/3": "{}",
     }
-    await retain(peer, OTHERS | ours | {"homeassistant/device/x/config": other})
+    strange = {"homeassistant/device/x/config": other, "agents/7/state": state_of("8"), "agents/8/event": "{}"}
+    await retain(peer, OTHERS | ours | strange)
 
     assert set(await purge.find(config, config.mqtt)) == set(ours)
 
