@@ -86,7 +86,7 @@ async def test_from_the_first_run_to_the_removal(tmp_path: Path, broker: Broker)
         checking, running, looking, sending = shell_blocks(START)
         asking, checking_again = shell_blocks(OPERATING)
 
-        assert "checks, all well" in await shell.types(checking)
+        assert "logged in, MQTT 5" in await shell.types(checking)
         async with reading(await shell.starts(running)) as adapter:
             await simulator.wait_for(lambda: simulator.polled("101") and simulator.polled("102"))
             await adapter.line(lambda line: "102" in line and "signed in" in line)
