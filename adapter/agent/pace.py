@@ -20,8 +20,9 @@ _ROUND_TRIP_S = 0.1
 """What a round trip and a busy moment may add at the gateway: kept away from P4's upper bound."""
 
 
-_BEAT_S = 0.05
-"""Requests that are in no hurry start on a common beat: to wake up costs a waiting program more than a poll."""
+_BEAT_S, _HURRIED_BEAT_S = 0.05, 0.01
+"""Requests start on common beats: to wake up costs a waiting program more than a poll. Where events come, what is
+fetched together is stored and sent together; there a beat is short, since events wait for one another."""
 
 
 class Pace:
@@ -63,12 +64,12 @@ class Pace:
         answered_at = self.now() if received_at is None else received_at
         self._next_at = answered_at + pause_s
         self._allowed_at = answered_at + self._shortest_s
-        if not hurry:
-            beat_at = self._next_at // _BEAT_S * _BEAT_S
-            if beat_at < self._allowed_at:
-                beat_at += _BEAT_S
-            if beat_at <= answered_at + self._longest_s:
-                self._next_at = beat_at
+        beat_s = _HURRIED_BEAT_S if hurry else _BEAT_S
+        beat_at = self._next_at // beat_s * beat_s
+        if beat_at < self._allowed_at:
+            beat_at += beat_s
+        if beat_at <= answered_at + self._longest_s:
+            self._next_at = beat_at
 
     def failed(self) -> None:
         """Have the next request wait for P5's pause, which grows from failure to failure."""
