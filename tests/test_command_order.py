@@ -130,10 +130,10 @@ async def test_an_order_that_asks_the_gateway_nothing_delays_no_poll(
     pauses = 0
     answered = Pace.answered
 
-    def counting(self: Pace, received_at: float | None = None) -> None:
+    def counting(self: Pace, received_at: float | None = None, *, hurry: bool = False) -> None:
         nonlocal pauses
         pauses += 1
-        answered(self, received_at)
+        answered(self, received_at, hurry=hurry)
 
     monkeypatch.setattr(Pace, "answered", counting)
     async with staged(tmp_path, shared_broker) as stage, stage.running():
