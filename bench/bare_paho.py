@@ -19,6 +19,8 @@ from adapter.event import mark_replayed
 from bench.support import HOST
 
 _START_S = 20.0
+_AT_ONCE = 60_000
+"""Messages that paho holds at most: it takes no more than there are packet identifiers, and drops the rest."""
 
 _WAITING = "SELECT topic, stream_topic, payload FROM entry ORDER BY row"
 
@@ -36,10 +38,12 @@ def _messages(database: str) -> list[tuple[str, bytes, bool]]:
 
 def _publish(port: int, messages: list[tuple[str, bytes, bool]], in_flight: int) -> None:
     connected, done, left = threading.Event(), threading.Event(), len(messages)
+    room = threading.Semaphore(_AT_ONCE)
 
     def published(*_: object) -> None:
         nonlocal left
         left -= 1
+        room.release()
         if not left:
             done.set()
 
@@ -52,6 +56,7 @@ def _publish(port: int, messages: list[tuple[str, bytes, bool]], in_flight: int)
     connected.wait(_START_S)
     began_at, began_cpu_s = time.monotonic(), time.process_time()
     for topic, payload, retain in messages:
+        room.acquire()
         client.publish(topic, payload, qos=1, retain=retain)
     done.wait()
     ended_at, ended_cpu_s = time.monotonic(), time.process_time()
