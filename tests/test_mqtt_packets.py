@@ -160,6 +160,25 @@ def test_disconnect_waits_for_room() -> None:
         assert came == b"x" * 65_000 + b"\xe0\x00"
 
 
+def test_disconnect_that_finds_no_room_goes_out_once() -> None:
+    """It alone finds no room: it is not taken, so it is not sent twice when paho brings it again."""
+    full, written = True, bytearray()
+
+    def send(data: bytes | bytearray) -> int:
+        if full:
+            raise BlockingIOError
+        written.extend(data)
+        return len(data)
+
+    line = Line(lambda _: b"", send, lambda: 0)
+    with pytest.raises(BlockingIOError):
+        line.send(b"\xe0\x00")
+    full = False
+
+    assert line.send(b"\xe0\x00") == 2
+    assert bytes(written) == b"\xe0\x00"
+
+
 def test_paho_hears_of_the_end_behind_what_came_before_it() -> None:
     """PUBACKs and packets that came with the end are not lost with it."""
     with _line() as (line, far):

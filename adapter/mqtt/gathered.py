@@ -90,6 +90,8 @@ class Line:
             raise BlockingIOError
         self.write(data)
         if last and not self.flush():
+            self._out.clear()  # nothing else was left, and paho brings it again
+            self._stuck = False
             raise BlockingIOError
         return len(data)
 
