@@ -34,6 +34,8 @@ from adapter.mqtt import ProtocolName, Received
 from adapter.operations import Operations
 from adapter.outage import Outage
 from adapter.preparation import (
+    collections_put_off,
+    faster_switches,
     favour_the_event_loop,
     make_mask,
     raise_file_limit,
@@ -107,11 +109,13 @@ class App:
         """
         async with contextlib.AsyncExitStack() as stack:
             tasks = self._tasks = await stack.enter_async_context(unwrapped_task_group())
+            stack.enter_context(collections_put_off())
             async with self._reloading:  # a SIGHUP may come at any time
                 link = await self._start(stack)
             regular = [
                 tasks.create_task(self._report_regularly(), name="report"),
                 tasks.create_task(self._beat_regularly(), name="beat"),
+                tasks.create_task(spare_the_event_loop_collections(self._starting_s()), name="collections"),
                 tasks.create_task(self._fleet.watch_guid_files(), name="guid-files"),
             ]
             if self._announcing is not None:
@@ -198,7 +202,8 @@ class App:
         async with self._reloading:
             if self._stopping.is_set():
                 raise CommandError("the adapter is stopping")
-            new = await asyncio.get_running_loop().run_in_executor(None, load, self._config.path)
+            with faster_switches():
+                new = await asyncio.get_running_loop().run_in_executor(None, load, self._config.path)
             change = difference(self._config, new)
             if change.keys:
                 raise CommandError(f"a restart is needed for {', '.join(change.keys)}; nothing was changed")
@@ -267,8 +272,11 @@ class App:
 
     # Regular work.
 
+    def _starting_s(self) -> float:
+        return self._fleet.start_s(len(self._config.agents)) + _FIRST_POLL_S
+
     async def _report_regularly(self) -> None:
-        await spare_the_event_loop_collections(self._fleet.start_s(len(self._config.agents)) + _FIRST_POLL_S)
+        await asyncio.sleep(self._starting_s())
         while True:
             await self._report()
             await asyncio.sleep(_REPORT_S)

@@ -19,7 +19,7 @@ _SIGN_OUT_S = 3.0
 """How long all sign-outs at exit together may take (D7)."""
 _GRACE_S = 2.0
 """What a poll under way is allowed over `hold` at the end (D7)."""
-_CONNECT_S = 0.002
+_CONNECT_S = 0.0024
 """What a TLS connection and the first answers cost both sides, on one core: begun more quickly, thousands of handshakes
 would wait for one another until they are too late."""
 _LOOK_S = 1.0

@@ -7,7 +7,7 @@ import logging
 import resource
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from adapter.config import Config, PrivacyConfig
 from adapter.machine import FILES_BESIDES_AGENTS
@@ -20,8 +20,15 @@ _SWITCH_S = 0.0005
 """For how long another thread may keep the interpreter that the event loop waits for. It lets go of it at each system
 call, several times a poll: with Python's 5 ms, a reload that reads 3,000 agents in its thread delayed every poll."""
 
-_COLLECTIONS = (50, 5, 1000)
-"""New objects before a look at them, such looks before one at what they have left, and those before a full one."""
+_HURRIED_SWITCH_S = 0.0001
+"""The same while there is a thread that never waits: every poll's system call would wait for it for so long."""
+
+_COLLECTIONS = (50, 5, 1 << 30)
+"""New objects before a look at them, such looks before one at what they have left, and those before a full one: none
+comes by itself."""
+
+_COLLECT_ALL_S = 3600.0
+"""How often all is looked through: at 5,000 agents that stops them for 0.1 s."""
 
 
 def favour_the_event_loop() -> None:
@@ -29,24 +36,44 @@ def favour_the_event_loop() -> None:
     sys.setswitchinterval(_SWITCH_S)
 
 
-async def spare_the_event_loop_collections(start_s: float) -> None:
-    """Have garbage collection stop the event loop for milliseconds only; returns when the agents have started.
+@contextlib.contextmanager
+def faster_switches() -> Iterator[None]:
+    """Have a thread that reads a configuration give way to the event loop sooner still."""
+    sys.setswitchinterval(_HURRIED_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(_SWITCH_S)
 
-    What exists by then stays, and is never looked through again. What a poll makes goes with the next without being
-    garbage, some twenty objects an agent; Python counts only by how much they become more, so that at 5,000 agents
-    100,000 of them waited for a look that took 50 ms (bench/README.md). Looking often makes each look short, and
-    a full one rare: no poll leaves a circle of references behind.
+
+@contextlib.contextmanager
+def collections_put_off() -> Iterator[None]:
+    """Have no garbage collection stop the event loop, until `spare_the_event_loop_collections` begins it again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def spare_the_event_loop_collections(start_s: float) -> None:
+    """Have garbage collection stop the event loop for milliseconds only, but for once an hour.
+
+    What exists when the agents have started stays, and is never looked through again. What a poll makes goes with the
+    next without being garbage, some twenty objects an agent; Python counts only by how much they become more, so that
+    at 5,000 agents 100,000 of them waited for a look that took 50 ms (bench/README.md). Looking often makes each look
+    short; a full one finds what was in use for long and left a circle of references behind, which no poll does.
 
     Args:
         start_s: How long starting takes.
     """
-    gc.disable()
-    try:
-        await asyncio.sleep(start_s)
-        gc.freeze()
-        gc.set_threshold(*_COLLECTIONS)
-    finally:
-        gc.enable()
+    await asyncio.sleep(start_s)
+    gc.freeze()
+    gc.set_threshold(*_COLLECTIONS)
+    gc.enable()
+    while True:
+        await asyncio.sleep(_COLLECT_ALL_S)
+        gc.collect()
 
 
 async def make_mask(privacy: PrivacyConfig | None, outbox: Outbox) -> Mask | None:

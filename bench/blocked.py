@@ -1,7 +1,8 @@
 """Is the event loop ever blocked? `python -m bench.blocked`, or `make bench-blocked`.
 
 One adapter with all agents goes through what could keep it from looking at what comes: a start with 100,000 events
-waiting and no broker, the broker's coming, reloads that add and remove an agent, and a broker that goes and comes back.
+waiting and no broker, the broker's coming, to which all agents are announced too (`home_assistant.discovery`), reloads
+that add and remove an agent, and a broker that goes and comes back.
 The adapter's own probe (`/metrics`) tells how long whatever came at a random moment waited meanwhile.
 """
 
@@ -60,7 +61,8 @@ class _Site:
         path = place.directory / "config.yaml"
         before = _read(path) if path.exists() else {"storage": {"path": str(self.database)}}
         configure(replace(place, port=self._broker_port), agents)
-        path.write_text(yaml.dump(before | _read(path), Dumper=yaml.CSafeDumper))
+        discovery = {"home_assistant": {"discovery": True, "max_agents": agents}}
+        path.write_text(yaml.dump(before | _read(path) | discovery, Dumper=yaml.CSafeDumper))
         return path
 
 
@@ -89,7 +91,7 @@ def measure(agents: int, events: int, seconds: float) -> dict[str, Delays]:
             with phase(f"polls, {events:,} events waiting, no broker"):
                 stage.watch(seconds)
             with site.broker():
-                with phase("the broker has come, and all of them go out"):
+                with phase("the broker has come, all of them go out, and discovery"):
                     while waiting(site.metrics_port):
                         stage.watch(_LOOK_S)
                 with phase("polls"):
