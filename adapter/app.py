@@ -48,6 +48,7 @@ from adapter.store.outbox import Outbox, open_outbox
 from adapter.topics import BRIDGE, Topics
 
 if TYPE_CHECKING:  # imported where it is switched on
+    from adapter.cluster import Joined
     from adapter.home_assistant import Announcing
 
 _log = logging.getLogger(__name__)
@@ -71,14 +72,17 @@ Ending = Literal["stopped", "restart"]
 class App:
     """One run of the adapter, from start to stop."""
 
-    def __init__(self, config: Config, outbox: Outbox, mask: Mask | None, timing: Timing) -> None:
+    def __init__(
+        self, config: Config, outbox: Outbox, mask: Mask | None, timing: Timing, joined: "Joined | None" = None
+    ) -> None:
+        self._joined = joined
         self._config = config
         self._outbox = outbox
         self._started_at = datetime.now(UTC)
         self._shared = Shared(
             config=config,
             outbox=outbox,
-            topics=Topics(config.mqtt.topic_prefix),
+            topics=Topics(config.mqtt.topic_prefix) if joined is None else joined.topics,
             counters=Counters(),
             gateway_outage=Outage("gateway"),
             storage_outage=Outage("storage"),
@@ -129,7 +133,11 @@ class App:
         """Build the parts and start them, the link to the broker first; give its task."""
         topics, timing = self._shared.topics, self._shared.timing
         protocol = await self._outbox.recall("protocol")
-        self._fleet = Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
+        self._fleet = (
+            Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
+            if self._joined is None
+            else self._joined.fleet(self._shared, self._tasks)
+        )
         flood = Flood()
         self._bridge = Bridge(self._shared, self._fleet.pollers, flood, self._started_at)
         self._commands = Commands(self._shared, self._fleet.pollers, flood)
@@ -366,8 +374,17 @@ async def run(
     raise_file_limit(len(config.agents))
     favour_the_event_loop()
     warn_of_the_unverified(config)
-    async with open_outbox(config.storage.path, config.storage.max_mb) as outbox:
-        app = App(config, outbox, await make_mask(config.privacy, outbox), timing or Timing())
+    async with contextlib.AsyncExitStack() as stack:
+        joined: Joined | None = None
+        outbox: Outbox
+        if config.cluster is None:
+            outbox = await stack.enter_async_context(open_outbox(config.storage.path, config.storage.max_mb))
+        else:
+            from adapter.cluster import join  # noqa: PLC0415 - as above
+
+            joined = await stack.enter_async_context(join(config))
+            outbox = joined.outbox
+        app = App(config, outbox, await make_mask(config.privacy, outbox), timing or Timing(), joined)
         control(app)
         if handle_signals:
             loop = asyncio.get_running_loop()

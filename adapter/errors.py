@@ -14,6 +14,9 @@ AdapterError
 │   ├── StorageInUseError       another process has it       -> stop (exit 3)
 │   ├── StorageDamagedError     the file is damaged          -> set it aside, begin a new one (D6)
 │   └── StorageFullError        nothing more can be stored   -> no new poll until there is room (D4)
+├── ClusterError
+│   ├── ClusterConflictError    somebody else was first      -> look again
+│   └── ClusterUnavailableError no answer, or no quorum      -> nothing is known of what was asked; ask again
 ├── CommandError                a command we refuse          -> answer it with the reason
 └── StartError                  cannot run as asked          -> stop with its exit code
 ```
@@ -149,6 +152,18 @@ class StorageDamagedError(StorageError):
 
 class StorageFullError(StorageError):
     """Nothing more can be stored for now: the disk is full, or `storage.max_mb` is reached (D4)."""
+
+
+class ClusterError(AdapterError):
+    """The cluster's servers did not do what was asked."""
+
+
+class ClusterConflictError(ClusterError):
+    """What was to be replaced or followed is not the newest any more; nothing was changed."""
+
+
+class ClusterUnavailableError(ClusterError):
+    """There was no answer that says what became of a request: no server, no quorum, or too late."""
 
 
 class CommandError(AdapterError):

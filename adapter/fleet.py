@@ -72,6 +72,17 @@ class Fleet:
         poller = self.pollers[agent.work_no] = Poller(agent, session, record, self._shared)
         self._running[agent.work_no] = self._tasks.create_task(poller.run(delay_s), name=f"poller[{agent.work_no}]")
 
+    def take(self, agent: AgentConfig, record: AgentRecord, delay_s: float) -> None:
+        """Start one agent, going on from what another has left of it."""
+        self._records[agent.work_no] = record
+        self._start(agent, delay_s)
+
+    async def let_go(self, work_no: str, *, hurry: asyncio.Event) -> AgentRecord:
+        """End one agent when its poll is over, for another to go on; give what it leaves."""
+        await self._end([work_no], sign_out=[], hurry=hurry)
+        self.pollers.pop(work_no, None)
+        return self._records.pop(work_no)
+
     async def change(
         self, agents: Iterable[AgentConfig], removed: list[str], changed: list[str], *, hurry: asyncio.Event
     ) -> list[CommandRecord]:

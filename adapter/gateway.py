@@ -26,7 +26,7 @@ from adapter.answer import HEAD_BYTES, MAX_ANSWER_BYTES, Answer, parse_answer, u
 from adapter.config import GatewayConfig
 from adapter.errors import GatewayConnectionError, GatewayProtocolError
 from adapter.event import read_json
-from adapter.transport import Common, Transport
+from adapter.transport import Common, Permit, Transport
 
 _GUID = re.compile(r"[!-:<-~]{1,1024}")
 """What a GUID may be made of: printable ASCII, no blank and no semicolon, so that it can be a header's value."""
@@ -73,9 +73,14 @@ def tls_context(config: GatewayConfig) -> ssl.SSLContext:
 
 
 class Gateway:
-    """The gateway's address and trust, shared by the lines of all agents."""
+    """The gateway's address and trust, shared by the lines of all agents.
 
-    def __init__(self, config: GatewayConfig) -> None:
+    Args:
+        config: Where it is.
+        permit: What each request waits for; `None` for nothing.
+    """
+
+    def __init__(self, config: GatewayConfig, permit: Permit | None = None) -> None:
         self._config = config
         self._url = httpx.URL(config.url)
         self._proxy = None if config.proxy is None else httpx.URL(config.proxy)
@@ -84,6 +89,7 @@ class Gateway:
             timeout_s=config.timeout_s,
             connect_timeout_s=min(_CONNECT_S, config.timeout_s / 2.5),
             max_body_bytes=MAX_ANSWER_BYTES,
+            permit=permit,
         )
 
     def line(self, work_no: str, cookies: Mapping[str, str]) -> "Line":

@@ -116,7 +116,12 @@ class Presence:
             self.say(logging.WARNING, "getAgentEvent: an event names agent %.64s; published unchanged", event.work_no)
         if self._shared.mask is not None:
             event = self._shared.mask.apply(event)
-        event_id, self._seq = new_id(), self._seq + 1
+        self.number(event, received_at, change, event_id=new_id())
+
+    def number(self, event: Event, received_at: datetime, change: Change, *, event_id: str) -> None:
+        """Give a masked event its place among the agent's, and add it with the state after it."""
+        work_no = self.agent.work_no
+        self._seq += 1
         self.state = fold(self.state, event, at=received_at, event_id=event_id, seq=self._seq)
         change.outgoing.append(
             Outgoing(

@@ -12,6 +12,7 @@ settings        the values that travel                    -> report: what may be
 from adapter.config.settings import (
     AgentConfig,
     Backoff,
+    ClusterConfig,
     CommandsConfig,
     Config,
     GatewayConfig,
@@ -29,6 +30,7 @@ from adapter.config.settings import (
 __all__ = [
     "AgentConfig",
     "Backoff",
+    "ClusterConfig",
     "CommandsConfig",
     "Config",
     "GatewayConfig",

@@ -21,20 +21,22 @@ from adapter.config.words import (
     pair,
     path,
     readable,
+    sealing_key,
     seconds,
     text,
     topic,
     url,
+    urls,
     whole,
     word,
 )
 from adapter.topics import BRIDGE, WORK_NO
 
-SECRET_KEYS = frozenset({"password", "guid"})
+SECRET_KEYS = frozenset({"password", "guid", "key", "former_key"})
 """Members whose value no error shows, wherever it came from."""
 ADDRESS_KEYS = frozenset({"url", "proxy", "wall_broker"})
 """Members which no error shows where they may hold a password or a token."""
-PATH_KEYS = frozenset({"ca_file", "cert_file", "key_file", "guid_file", "path"})
+PATH_KEYS = frozenset({"ca_file", "cert_file", "key_file", "guid_file", "path", "credentials"})
 """Members that name a file, relative to the file they stand in."""
 
 MAX_MASKED = 50
@@ -233,6 +235,29 @@ AGENT = Section(
     one_of=("guid", "guid_file", "sign_in"),
 )
 
+CLUSTER = Section(
+    {
+        _required(
+            "url", "Addresses of the NATS servers, with commas between them; nats:// or tls://, port 4222."
+        ): urls("nats", "tls", hint="use cluster.username and cluster.password"),
+        _required(
+            "name", "The fleet's name: all its members have the same, and no other fleet on these servers."
+        ): _word,
+        _required(
+            "key",
+            "Seals GUIDs and cookies there: 32 bytes in base64 (openssl rand -base64 32), best as !secret NAME.",
+        ): sealing_key,
+        _optional("former_key", "The key before, until nothing is sealed with it any more."): sealing_key,
+        _optional("username", "The adapter's name at the servers."): line(256),
+        _optional("password", "Its password, best as !secret NAME or !env_var NAME."): _password,
+        _optional("credentials", "A file of NATS credentials (.creds), instead of username and password."): readable,
+        _optional("ca_file", "Certificates (PEM) to trust instead of the system's, with tls://."): certificates,
+        _optional("replicas", "On how many servers everything is stored: 1, 3 or 5.", 3): word("1", "3", "5"),
+        _optional("moves", "How many agents a member hands over at a time, to one that is new.", 100): whole(1, 10_000),
+    },
+    Check(("username", "password"), _named),
+)
+
 SCHEMA = Section(
     {
         _optional("instance", "One word; part of the client id and of Home Assistant's ids.", "main"): _word,
@@ -290,6 +315,7 @@ SCHEMA = Section(
                 Check(("wall", "wall_broker"), _wall_is_on),
             )
         ),
+        _optional("cluster", "Several processes or machines that share the agents; left out: off."): OrOff(CLUSTER),
         _section("log", "What the program says while it runs."): Section(
             {
                 _optional("level", "The least that is said.", "info"): word("debug", "info", "warning", "error"),

@@ -21,6 +21,8 @@ _KEYS = {
     "privacy.method": "privacy.with",
     "http.host": "http.listen",
     "http.port": "http.listen",
+    "cluster.urls": "cluster.url",
+    "cluster.keys": "cluster.key",
 }
 """The keys of members whose names differ from them by more than a unit."""
 
@@ -114,5 +116,6 @@ def public(config: Config) -> dict[str, object]:
             "with": privacy.method,
         },
         "http": config.http is not None,
+        "cluster": None if config.cluster is None else config.cluster.name,
         "log": {"level": config.log.level, "format": config.log.format},
     }

@@ -199,6 +199,30 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """The fleet that this process is a member of.
+
+    Attributes:
+        urls: The NATS servers.
+        name: The fleet's name.
+        keys: What seals GUIDs: the first one is used, the others are known; in base64 with ``-`` and ``_``.
+        credentials: A file of NATS credentials.
+        replicas: On how many servers everything is stored.
+        moves: How many agents are handed over at a time.
+    """
+
+    urls: tuple[str, ...]
+    name: str
+    keys: tuple[str, ...] = field(repr=False)
+    username: str | None
+    password: str | None = field(repr=False)
+    credentials: Path | None
+    ca_file: Path | None
+    replicas: int
+    moves: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is logged: `level` is ``debug``, ``info``, ``warning`` or ``error``."""
 
@@ -213,6 +237,7 @@ class Config:
     Attributes:
         privacy: `None` where nothing is masked.
         http: `None` where the listener is off.
+        cluster: `None` where this process is alone.
         path: The file it was read from.
     """
 
@@ -225,6 +250,7 @@ class Config:
     home_assistant: HomeAssistantConfig
     privacy: PrivacyConfig | None
     http: HttpConfig | None
+    cluster: ClusterConfig | None
     log: LogConfig
     path: Path
 
@@ -274,7 +300,7 @@ _Values = Mapping[str, Any]
 
 
 def _build(values: _Values, path: Path) -> Config:
-    privacy, http = values.get("privacy"), values.get("http")
+    privacy, http, cluster = values.get("privacy"), values.get("http"), values.get("cluster")
     return Config(
         instance=values["instance"],
         gateway=_gateway(values["gateway"]),
@@ -286,6 +312,7 @@ def _build(values: _Values, path: Path) -> Config:
         home_assistant=HomeAssistantConfig(**values["home_assistant"]),
         privacy=None if privacy is None else PrivacyConfig(members=privacy["mask"], method=privacy["with"]),
         http=None if http is None else _http(http),
+        cluster=None if cluster is None else _cluster(cluster),
         log=LogConfig(**values["log"]),
         path=path,
     )
@@ -342,6 +369,21 @@ def _http(values: _Values) -> HttpConfig:
         port=values["listen"].port,
         wall=values["wall"],
         wall_broker=None if broker is None else broker.url if broker.path else f"{broker.url}{WEBSOCKET_PATH}",
+    )
+
+
+def _cluster(values: _Values) -> ClusterConfig:
+    keys = (values["key"], values.get("former_key"))
+    return ClusterConfig(
+        urls=tuple(address.url for address in values["url"]),
+        name=values["name"],
+        keys=tuple(key.translate(str.maketrans("+/", "-_")) for key in keys if key is not None),
+        username=values.get("username"),
+        password=values.get("password"),
+        credentials=_path(values, "credentials"),
+        ca_file=_path(values, "ca_file"),
+        replicas=int(values["replicas"]),
+        moves=values["moves"],
     )
 
 

@@ -4,6 +4,7 @@ Above `rules`, whose `Rule` each of them is; below `schema`, which composes them
 Rule of this file: names of files are absolute here already; nothing but files of certificates is opened.
 """
 
+import base64
 import ipaddress
 import re
 import ssl
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from adapter.config.rules import ConflictError, ExpectedError, NotTextError, Rule
 
 MAX_URL = 500
+_KEY_BYTES = 32
 _PORTS = range(1, 65536)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -187,6 +189,33 @@ def url(*schemes: str, hint: str, credentials: bool = False) -> Rule:
         return Url(found.rstrip("/"), parts.scheme, host, port, parts.path)
 
     return Rule(expected, parse, {"type": "string", "minLength": 1})
+
+
+def urls(*schemes: str, hint: str) -> Rule:
+    """Addresses of one kind, with commas between them."""
+    one = url(*schemes, hint=hint)
+
+    def parse(value: object) -> tuple[Url, ...]:
+        return tuple(one.parse(part.strip()) for part in _text(value).split(","))  # type: ignore[misc] # a Url each
+
+    expected = (
+        f"addresses that begin with {' or '.join(f'{scheme}://' for scheme in schemes)}, with commas between them"
+    )
+    return Rule(expected, parse, {"type": "string", "minLength": 1})
+
+
+def _key(value: object) -> str:
+    found = _text(value).strip()
+    _require(
+        that=len(base64.b64decode(found, altchars=b"-_" if set("-_") & set(found) else None, validate=True))
+        == _KEY_BYTES
+    )
+    return found
+
+
+sealing_key = Rule(
+    "a key: 32 bytes in base64, as `openssl rand -base64 32` makes one", _key, {"type": "string", "minLength": 1}
+)
 
 
 def _is_host(host: str) -> bool:

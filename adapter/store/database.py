@@ -8,7 +8,7 @@ file is set aside, never deleted (D6); created 0600, since GUIDs are in it.
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
@@ -42,8 +42,13 @@ class Database:
         last_row: The highest place in line that was ever given out to something still waiting.
     """
 
-    def __init__(self, path: Path, max_mb: int) -> None:
+    def __init__(self, path: Path, max_mb: int, *, durable: bool = True) -> None:
         """Open or create the file; set a damaged one aside and begin anew (D6).
+
+        Args:
+            path: The file.
+            max_mb: How large it may become, in MiB.
+            durable: Whether what is committed is to survive a power cut.
 
         Raises:
             StorageInUseError: Another process has it (D5).
@@ -51,6 +56,7 @@ class Database:
         """
         self._path = path.resolve()  # one file has one lock, whichever link leads to it
         self._max_mb = max_mb
+        self._durable = durable
         self._file: File | None = None
         self._meta: dict[str, bytes] = {}
         self._owed: Survivors | None = None
@@ -73,7 +79,7 @@ class Database:
 
     def _open(self) -> None:
         """Open the file, and read all that the program begins with: what cannot be read is damaged."""
-        file = File(self._path, self._max_mb)
+        file = File(self._path, self._max_mb, durable=self._durable)
         self._connection = file.connection
         try:
             self.last_row: int = self._connection.execute(sql.DEPTH).fetchone()[2] or 0
@@ -298,6 +304,15 @@ class Database:
             self._connection.execute(sql.SET_ASIDE, (at, entry.message.topic, reason, entry.message.payload))
             self._connection.execute(sql.TRIM_ASIDE)
         return removed
+
+    def forget_slots(self, topics: Iterable[str]) -> None:
+        """Forget the newest values of topics: they are another's business now."""
+        self._execute(sql.DROP_SLOTS, [(topic,) for topic in topics])
+
+    def clear(self) -> None:
+        """Forget all agents, and all that waits."""
+        for table in sql.CLEARED:
+            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
 
     def admit(self, command: CommandRecord) -> CommandRecord | None:
         """Store a new command; give the one that is already there under its id instead, where there is one (C4)."""

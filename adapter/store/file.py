@@ -48,12 +48,13 @@ class File:
         connection: The connection to it.
     """
 
-    def __init__(self, path: Path, max_mb: int) -> None:
+    def __init__(self, path: Path, max_mb: int, *, durable: bool) -> None:
         """Open or create it.
 
         Args:
             path: Its one name, without a symbolic link in it.
             max_mb: How large it may become, in MiB.
+            durable: Whether what is committed is to survive a power cut.
 
         Raises:
             StorageInUseError: Another process has it, by whichever name (D5).
@@ -67,7 +68,7 @@ class File:
             raise StorageError(str(path), f"cannot be used: {err.strerror}") from err
         try:
             self._hold()
-            self.connection = self._connect(max_mb)
+            self.connection = self._connect(max_mb, durable=durable)
         except OSError as err:
             os.close(self._descriptor)
             raise StorageError(str(path), f"cannot be used: {err.strerror}") from err
@@ -96,7 +97,7 @@ class File:
             # SQLite deletes the log of a database that is empty.
             raise StorageDamagedError(str(self._path), "it is empty, and its write-ahead log is not")
 
-    def _connect(self, max_mb: int) -> sqlite3.Connection:
+    def _connect(self, max_mb: int, *, durable: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=64)
         try:
             # A crash leaves the write-ahead log behind: reading it is the file's first test, this is its second.
@@ -108,7 +109,7 @@ class File:
                 reason = f"written by a newer version of this program (schema {version})"
                 raise StorageError(str(self._path), reason)  # noqa: TRY301 - the connection is closed below
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
             # Off unless SQLite was built otherwise: GUIDs and call data would stay in pages that are free.
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute(f"PRAGMA max_page_count={_pages(connection, max_mb)}")

@@ -74,6 +74,13 @@ class Newest:
         if self._sent.get(slot.topic) is slot:
             del self._sent[slot.topic]
 
+    def forget(self, topics: Iterable[str]) -> None:
+        """Send nothing more on topics."""
+        for topic in topics:
+            self._waiting.pop(topic, None)
+            self._sent.pop(topic, None)
+            self.acknowledged.pop(topic, None)
+
     def rewind(self) -> None:
         """Send again what was sent over a connection that is lost, unless something newer waits."""
         self._waiting = self.unacknowledged()

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapter.clock import steady_time
 from adapter.errors import StorageDamagedError, StorageFullError
@@ -392,17 +392,33 @@ class Outbox:
         return Survivors(agents=tuple(self.agents.values()), entries=entries, slots=self._newest.unacknowledged())
 
 
+_O = TypeVar("_O", bound=Outbox)
+
+
+def open_outbox(path: Path, max_mb: int) -> contextlib.AbstractAsyncContextManager[Outbox]:
+    """Open the outbox at `path`; close it when all that was handed in is written. Raises as `open_as`."""
+    return open_as(Outbox, path, max_mb)
+
+
 @contextlib.asynccontextmanager
-async def open_outbox(path: Path, max_mb: int) -> AsyncIterator[Outbox]:
-    """Open the outbox at `path`; close it when all that was handed in is written.
+async def open_as(
+    make: Callable[[Database, Worker], _O], path: Path, max_mb: int, *, durable: bool = True
+) -> AsyncIterator[_O]:
+    """Open an outbox; close it when all that was handed in is written.
+
+    Args:
+        make: Makes it of its database and the thread that has it.
+        path: `storage.path`.
+        max_mb: How large it may become, in MiB.
+        durable: Whether what is committed is to survive a power cut.
 
     Raises:
         StorageInUseError: Another process has it (D5).
         StorageError: It cannot be opened.
     """
     with Worker("outbox") as worker:
-        database = await worker.ask(partial(Database, path, max_mb))
-        outbox = Outbox(database, worker)
+        database = await worker.ask(partial(Database, path, max_mb, durable=durable))
+        outbox = make(database, worker)
         try:
             yield outbox
         finally:

@@ -96,6 +96,7 @@ KEEP_RETAINED = Many(
     "(?, ?, ?)",
     " ON CONFLICT (topic) DO UPDATE SET payload = excluded.payload, acked = excluded.acked",
 )
+DROP_SLOTS = Many("DELETE FROM slot WHERE topic IN (", "?", ")")
 ACKED_BETWEEN = "SELECT topic, payload FROM slot WHERE acked BETWEEN ? AND ? AND topic > ? ORDER BY topic LIMIT ?"
 DROP_CLEARED = "DELETE FROM slot WHERE payload = x'' AND acked < ?"
 WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
@@ -124,6 +125,8 @@ ON CONFLICT (work_no) DO UPDATE SET
   state = excluded.state, own = excluded.own, stay_out = excluded.stay_out
 """,
 )
+CLEARED = ("agent", "entry", "slot", "command")
+"""The tables of what is known of agents."""
 FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
 AGENTS = "SELECT * FROM agent"
 SLOT_TOPICS = "SELECT topic FROM slot WHERE payload != x''"

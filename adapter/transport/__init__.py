@@ -19,7 +19,7 @@ Rules of this package:
 Source: RFC 9110 and RFC 9112 (HTTP/1.1); the parser is llhttp's, as Node.js has it.
 """
 
-from adapter.transport.common import Common
+from adapter.transport.common import Common, Permit
 from adapter.transport.single import Transport
 
-__all__ = ["Common", "Transport"]
+__all__ = ["Common", "Permit", "Transport"]

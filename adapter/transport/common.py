@@ -2,12 +2,23 @@
 
 import asyncio
 import ssl
+from typing import Protocol
 
 import httpx
 
 from adapter.transport.reading import Reading
 
 _BUFFER_BYTES = 64 * 1024
+
+
+class Permit(Protocol):
+    """What every request waits for, before its connection is looked at, and is asked again as it is sent."""
+
+    async def wait(self) -> None:
+        """Wait until a request may be sent."""
+
+    def valid(self) -> bool:
+        """Say whether it may still be."""
 
 
 class Common:
@@ -20,12 +31,22 @@ class Common:
         tls: What TLS needs; not used where the gateway's scheme is ``http``.
         connect_timeout_s: Seconds for TCP, and again for TLS.
         tls_session: What the next connection may resume: that saves both sides most of a handshake.
+        permit: What every request waits for; `None` for nothing.
         max_body_bytes: The most that is read of a body. A little more may be given, so that the caller sees it.
         buffer: Holds what has just been read from any of them, until it is parsed.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext, timeout_s: float, connect_timeout_s: float, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext,
+        timeout_s: float,
+        connect_timeout_s: float,
+        max_body_bytes: int,
+        permit: Permit | None = None,
+    ) -> None:
         self.tls = tls
+        self.permit = permit
         self.tls_session: ssl.SSLSession | None = None
         self.connect_timeout_s = connect_timeout_s
         self.max_body_bytes = max_body_bytes

@@ -55,6 +55,9 @@ class Transport(httpx.AsyncBaseTransport):
             httpx.RemoteProtocolError: The answer is not HTTP; from the stream too.
         """
         self.sending = False
+        permit = self._common.permit
+        if permit is not None:
+            await permit.wait()
         wire = self._wire
         new = wire is None or not wire.is_idle()
         if wire is None or new:
@@ -62,6 +65,8 @@ class Transport(httpx.AsyncBaseTransport):
             wire = self._wire = await self._connect()
             if not wire.is_idle():
                 raise httpx.ConnectError("closed, or an answer without a request, before anything was sent")
+        if permit is not None and not permit.valid():
+            raise httpx.ConnectError("connecting took so long that nothing may be sent any more")
         self.sending = True
         answer = wire.answer
         over = self._common.expect(answer)

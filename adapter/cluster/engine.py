@@ -1,0 +1,348 @@
+"""NATS JetStream, as far as a fleet needs it: leases, the agents' journal, hints. It only raises, it never retries.
+
+Two things are stored, each on as many servers as `cluster.replicas` says, and each changed by compare-and-set alone:
+
+- a key-value bucket with a lease per member;
+- a stream with a subject per agent, its journal, and one for answers that came to an owner of before.
+
+Source:
+    NATS documentation, "JetStream", "Headers" (`Nats-Expected-Last-Subject-Sequence`, `Nats-Msg-Id`, `Nats-Rollup`) and
+    "Key/Value Store"; ADR-31, "JetStream Direct Get": `multi_last`, and the end of a batch by status 204. What was tried
+    on nats-server 2.15: a repeated `Nats-Msg-Id` is answered with the first sequence, before the expected one is
+    looked at.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, Header, KeyValueConfig, StreamConfig
+from nats.js.kv import KeyValue
+
+from adapter.config import ClusterConfig
+from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
+from adapter.outage import Outage
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_ANSWER_S = 2.0
+"""How long an answer is waited for. A server that leads no more says nothing; who asks again finds the next leader."""
+_CONNECT_S = 2
+_RECONNECT_S = 0.25
+_AGAIN_S = 2.0
+"""When servers are tried again of which none was there at the start."""
+_PING_S = 5
+"""How often a server is asked whether it is still there; twice in vain, and another one is taken."""
+_FORGOTTEN_S = 600.0
+"""After how long a lease that nobody struck out goes by itself: the fleet was away as a whole."""
+_REPEATS_S = 120.0
+"""How long the servers remember ids, by which they know a repeated message."""
+_WRONG_LAST = (10071, 10164)
+_NOT_FOUND = 404
+_NONE_HERE = 10074
+"""JetStream's code for more replicas than there are servers."""
+_DELETED = frozenset({"DEL", "PURGE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored value, with the revision at which it can be replaced."""
+
+    revision: int
+    value: bytes
+
+
+class Engine:
+    """One connection to the servers, and what lies there of one fleet. Made by `connect`."""
+
+    def __init__(self, client: Client, config: ClusterConfig) -> None:
+        self._client = client
+        self._config = config
+        self._root = f"ccgateway2mqtt.{config.name}"
+        self._bucket = f"ccgateway2mqtt_{config.name}_members"
+        self._stream = f"ccgateway2mqtt_{config.name}_agents"
+        self._jetstream: JetStreamContext = client.jetstream(timeout=_ANSWER_S)
+        self._members: KeyValue
+
+    async def prepare(self) -> None:
+        """Make the bucket and the stream, where they are not there yet.
+
+        Raises:
+            StartError: The servers cannot hold them.
+            ClusterUnavailableError: They are not to be had now.
+        """
+        journal = StreamConfig(
+            name=self._stream,
+            description="Agents of ccgateway2mqtt: sessions, and events that are not published yet",
+            subjects=[f"{self._root}.agent.*", f"{self._root}.late.*"],
+            num_replicas=self._config.replicas,
+            allow_rollup_hdrs=True,
+            discard=DiscardPolicy.NEW,
+            duplicate_window=_REPEATS_S,
+        )
+        members = KeyValueConfig(
+            bucket=self._bucket,
+            description="Members of a fleet of ccgateway2mqtt",
+            ttl=_FORGOTTEN_S,
+            replicas=self._config.replicas,
+            direct=True,
+        )
+        try:
+            await _asked(self._jetstream.add_stream(journal))
+            self._members = await _asked(self._jetstream.create_key_value(members))
+        except nats.js.errors.APIError as err:
+            hint = f"; cluster.replicas is {self._config.replicas}" if err.err_code == _NONE_HERE else ""
+            reason = f"cluster: {self._config.name} cannot be kept there: {err.description}{hint}"
+            raise StartError(reason, exit_code=1) from err
+
+    # Members.
+
+    async def enlist(self, name: str, value: bytes, replacing: int = 0) -> int:
+        """Store a member's lease; give its revision.
+
+        Args:
+            name: The member.
+            value: What its lease says.
+            replacing: The revision to replace; 0 where there is to be none yet.
+
+        Raises:
+            ClusterConflictError: There is one, or another; nothing was stored.
+            ClusterUnavailableError: It is not known whether it was stored.
+        """
+        if replacing:
+            return await _asked(self._members.update(name, value, last=replacing))
+        return await _asked(self._members.create(name, value))
+
+    async def strike(self, name: str, revision: int) -> None:
+        """Delete a member's lease, if it is still at `revision`. Raises as `enlist`."""
+        await _asked(self._members.delete(name, last=revision))
+
+    async def members(self) -> dict[str, Stored]:
+        """Read all leases, as one of the servers knows them: perhaps not the very newest.
+
+        Raises:
+            ClusterUnavailableError: They could not be read.
+        """
+        found: dict[str, Stored] = {}
+        prefix = f"$KV.{self._bucket}."
+        async for message in self._direct(f"KV_{self._bucket}", b'{"multi_last":["%s>"]}' % prefix.encode()):
+            headers = message.headers or {}
+            if headers.get("KV-Operation") not in _DELETED:
+                name = headers["Nats-Subject"].removeprefix(prefix)
+                found[name] = Stored(int(headers["Nats-Sequence"]), message.data)
+        return found
+
+    async def member(self, name: str) -> Stored | None:
+        """Read a lease from the server that leads; `None` where there is none. Raises as `members`."""
+        return await self._last(f"KV_{self._bucket}", f"$KV.{self._bucket}.{name}")
+
+    async def _direct(self, stream: str, request: bytes) -> AsyncIterator[Msg]:
+        inbox = self._client.new_inbox()
+        try:
+            answers = await self._client.subscribe(inbox)
+            try:
+                await self._client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
+                while True:
+                    message = await answers.next_msg(timeout=_ANSWER_S)
+                    status = (message.headers or {}).get("Status")
+                    if status is None:
+                        yield message
+                    elif status in ("204", str(_NOT_FOUND)):
+                        return
+                    else:
+                        raise ClusterUnavailableError(f"status {status}")
+            finally:
+                await answers.unsubscribe()
+        except nats.errors.Error as err:
+            raise ClusterUnavailableError(_reason(err)) from err
+
+    # The agents' journal.
+
+    async def append(self, subject: str, data: bytes, *, after: int, message_id: str, alone: bool = False) -> int:
+        """Append to an agent's journal; give the place of what was appended.
+
+        Args:
+            subject: What `journal` gives.
+            data: What is appended.
+            after: The place of the last in it; 0 where there is none.
+            message_id: The same when it is tried again.
+            alone: Whether all before it is removed.
+
+        Raises:
+            ClusterConflictError: Something else is last; nothing was appended.
+            ClusterUnavailableError: It is not known whether it was appended.
+        """
+        headers = {Header.MSG_ID.value: message_id, Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after)}
+        if alone:
+            headers[Header.ROLLUP.value] = "sub"
+        stored = await _asked(self._jetstream.publish(subject, data, headers=headers))
+        return stored.seq
+
+    async def append_late(self, work_no: str, data: bytes, message_id: str) -> None:
+        """Keep what came to an owner of before, for who owns the agent now.
+
+        Raises:
+            ClusterUnavailableError: It is not known whether it is kept.
+        """
+        headers = {Header.MSG_ID.value: message_id}
+        await _asked(self._jetstream.publish(f"{self._root}.late.{work_no}", data, headers=headers))
+
+    def journal(self, work_no: str) -> str:
+        """Name the subject of an agent's journal."""
+        return f"{self._root}.agent.{work_no}"
+
+    async def last(self, work_no: str) -> Stored | None:
+        """Read the last in an agent's journal from the server that leads. Raises as `members`."""
+        return await self._last(self._stream, self.journal(work_no))
+
+    async def following(self, work_no: str, place: int) -> Stored | None:
+        """Read what stands in an agent's journal at a place or behind it, the first of it. Raises as `members`."""
+        return await self._next(self.journal(work_no), place)
+
+    async def late(self) -> list[str]:
+        """List the agents of whom something came late. Raises as `members`."""
+        subject = f"{self._root}.late."
+        info = await _asked(self._jetstream.stream_info(self._stream, subjects_filter=f"{subject}>"))
+        return [found.removeprefix(subject) for found in info.state.subjects or {}]
+
+    async def next_late(self, work_no: str) -> Stored | None:
+        """Read the oldest of what came late of an agent. Raises as `members`."""
+        return await self._next(f"{self._root}.late.{work_no}", 1)
+
+    async def remove(self, place: int) -> None:
+        """Remove one message. Raises as `members`."""
+        await _asked(self._jetstream.delete_msg(self._stream, place))
+
+    async def forget(self, work_no: str) -> None:
+        """Remove all of an agent's journal. Raises as `members`."""
+        await _asked(self._jetstream.purge_stream(self._stream, subject=self.journal(work_no)))
+
+    async def _last(self, stream: str, subject: str) -> Stored | None:
+        return _stored(await _asked(self._jetstream.get_last_msg(stream, subject), missing=None))
+
+    async def _next(self, subject: str, place: int) -> Stored | None:
+        return _stored(await _asked(self._jetstream.get_msg(self._stream, place, subject, next=True), missing=None))
+
+    # Hints: what one member tells the others so that they need not wait; any of it may be lost.
+
+    async def tell(self, what: str, data: bytes) -> None:
+        """Send a hint to all members."""
+        with contextlib.suppress(nats.errors.Error):
+            await self._client.publish(f"{self._root}.hint.{what}", data)
+
+    async def listen(self, what: str, take: Callable[[bytes], None]) -> None:
+        """Have hints of others and our own taken."""
+
+        async def taken(message: Msg) -> None:
+            take(message.data)
+
+        await self._client.subscribe(f"{self._root}.hint.{what}", cb=taken)
+
+
+_MISSING: object = object()
+
+
+async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
+    """Wait for an answer, and raise what may be wrong with it as this program does.
+
+    Args:
+        question: The request.
+        missing: Given where there is no such thing.
+    """
+    try:
+        return await question
+    except nats.js.errors.KeyWrongLastSequenceError as err:
+        raise ClusterConflictError("another revision") from err
+    except nats.js.errors.APIError as err:
+        if err.err_code in _WRONG_LAST:
+            raise ClusterConflictError("another revision") from err
+        if err.code == _NOT_FOUND and missing is not _MISSING:
+            return missing  # type: ignore[return-value] # the caller's own
+        if err.err_code == _NONE_HERE:
+            raise
+        raise ClusterUnavailableError(_reason(err)) from err
+    except (nats.errors.Error, OSError) as err:
+        raise ClusterUnavailableError(_reason(err)) from err
+
+
+def _stored(message: object) -> Stored | None:
+    if message is None:
+        return None
+    headers = getattr(message, "headers", None) or {}
+    if headers.get("KV-Operation") in _DELETED:
+        return None
+    return Stored(message.seq, message.data or b"")  # type: ignore[attr-defined] # nats-py's own raw message
+
+
+def _reason(err: Exception) -> str:
+    return getattr(err, "description", None) or str(err).removeprefix("nats: ") or type(err).__name__
+
+
+@contextlib.asynccontextmanager
+async def connect(config: ClusterConfig, member: str) -> AsyncIterator[Engine]:
+    """Connect to the first server that answers, and to another one whenever that is lost.
+
+    Args:
+        config: Where they are.
+        member: What they shall call us.
+
+    Raises:
+        StartError: A server refuses the log-in.
+    """
+    client = await _connected(config, member)
+    try:
+        yield Engine(client, config)
+    finally:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await client.close()
+
+
+async def _connected(config: ClusterConfig, member: str) -> Client:
+    """Connect for the first time; servers that are not there are tried again with one log line."""
+    outage = Outage("cluster")
+
+    async def failed(err: Exception) -> None:
+        _log.debug("cluster: %s", _reason(err))
+
+    while True:
+        try:
+            client = await nats.connect(
+                list(config.urls),
+                name=f"ccgateway2mqtt-{member}",
+                error_cb=failed,
+                connect_timeout=_CONNECT_S,
+                reconnect_time_wait=_RECONNECT_S,
+                max_reconnect_attempts=-1,
+                allow_reconnect=False,
+                ping_interval=_PING_S,
+                tls=_tls_context(config),
+                user=config.username,
+                password=config.password,
+                user_credentials=None if config.credentials is None else str(config.credentials),
+            )
+        except nats.errors.AuthorizationError as err:
+            raise StartError("cluster: log-in refused", exit_code=1) from err
+        except (nats.errors.Error, OSError) as err:
+            outage.begins("servers", _reason(err))
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            client.options["allow_reconnect"] = True
+            outage.is_over()
+            return client
+
+
+def _tls_context(config: ClusterConfig) -> ssl.SSLContext | None:
+    if not any(url.startswith("tls://") for url in config.urls):
+        return None
+    return ssl.create_default_context(cafile=config.ca_file)

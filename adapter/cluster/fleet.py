@@ -1,0 +1,299 @@
+"""The fleet of one member: polls those agents that are its share, and hands the others over.
+
+```
+members -> shares -> release what is another's -> journal (nobody's) -> hint -> claim what is ours -> poller
+```
+
+Rules of this file:
+1. An agent is claimed only where its journal says that it is nobody's, or a member's whose lease was struck out.
+2. An agent is released when its last poll is over and P4's pause is: its next owner may poll at once.
+3. So many agents are on their way at a time as `cluster.moves` says; a member that leaves hands over all at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from adapter.agent.pace import AFTER_FAILURE_S
+from adapter.agent.presence import Shared
+from adapter.cluster.codec import Codec, Page
+from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.journal import Journal
+from adapter.cluster.membership import Membership
+from adapter.cluster.shares import shares
+from adapter.config import AgentConfig, Config
+from adapter.errors import ClusterError, ClusterUnavailableError
+from adapter.event import Event, Members
+from adapter.fleet import Fleet
+from adapter.gateway import Gateway
+from adapter.store.records import Change, CommandRecord
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+"""How often it is looked at what is to be done, where no hint says so."""
+_LOOK_AGAIN_S = 2.0
+"""How soon an agent is looked at again that another member has."""
+_LATE_S = 5.0
+"""How often it is looked at what came late, where no hint says so."""
+_AT_ONCE = 64
+"""Claims under way at a time."""
+_CONNECT_S = 0.002
+"""Apart from each other start agents that are taken over: what a TLS connection costs."""
+_PUBLISHED_S = 1.0
+"""How long an agent that is handed over waits for the broker to acknowledge what went out last."""
+_LOOK_S = 0.01
+
+
+class SharedFleet(Fleet):
+    """The pollers of one member."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it ties together
+        self,
+        shared: Shared,
+        tasks: asyncio.TaskGroup,
+        membership: Membership,
+        journal: Journal,
+        engine: Engine,
+        codec: Codec,
+    ) -> None:
+        super().__init__(Gateway(shared.config.gateway, permit=membership.term), shared, tasks)
+        self._membership = membership
+        self._journal = journal
+        self._engine = engine
+        self._codec = codec
+        self._configured: dict[str, AgentConfig] = {}
+        self._moves = 1 if shared.config.cluster is None else shared.config.cluster.moves
+        self._wake = membership.changed
+        self._share: set[str] = set()
+        self._look_at: dict[str, float] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._late: set[str] = set()
+        self._working: list[asyncio.Task[None]] = []
+        self._never = asyncio.Event()
+        membership.struck_out = self._give_up
+        membership.begun = self._begin_term
+        membership.agents = lambda: len(self._running)
+        journal.lost = self._lose
+
+    # What the program asks of any fleet.
+
+    def start(self, agents: Iterable[AgentConfig], *, after_kill: bool = False) -> None:
+        """Begin to poll our share of the agents."""
+        self._configured = {agent.work_no: agent for agent in agents}
+        self._begin_s = AFTER_FAILURE_S if after_kill else 0.0
+        self._journal.begin(self._membership.term)
+        work = (self._membership.run, self._balance, self._make_tidy, self._take_in_late)
+        self._working = [self._tasks.create_task(each(), name=f"cluster.{each.__name__}") for each in work]
+
+    def strangers(self) -> list[str]:
+        """List the agents that are known and not configured: none, since others may have them."""
+        return []
+
+    async def change(
+        self, agents: Iterable[AgentConfig], removed: list[str], changed: list[str], *, hurry: asyncio.Event
+    ) -> list[CommandRecord]:
+        """Go on with another list of agents (C7)."""
+        self._configured = {agent.work_no: agent for agent in agents}
+        ours = [work_no for work_no in removed if work_no in self._running]
+        ended = await self._end(
+            [*ours, *(each for each in changed if each in self._running)], sign_out=ours, hurry=hurry
+        )
+        for work_no in ours:
+            self.pollers.pop(work_no, None)
+        await self.clear(ours)
+        for work_no in ours:
+            with contextlib.suppress(ClusterError):
+                await self._engine.forget(work_no)
+        for work_no in changed:
+            if work_no in self.pollers:
+                self._start(self._configured[work_no], 0.0)
+        return [command for poller in ended for command in poller.waiting()]
+
+    def adopt(self, config: Config) -> None:
+        """Take note of the configuration that `change` was for."""
+        self._membership.adopt(config)
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Hand all agents over, each when its poll is over; in a `hurry` at once."""
+        self._stopping = True
+        self._membership.leave_soon()
+        for work_no in list(self._running):
+            self._hand_over(work_no, hurry)
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
+        for task in self._working:
+            task.cancel()
+        await asyncio.wait(self._working)
+        await self._membership.leave()
+
+    # What is ours and what is not.
+
+    async def _balance(self) -> None:
+        """Bring what is polled here together with what is our share, again and again."""
+        sharing: list[str] = []
+        configured: dict[str, AgentConfig] = {}
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self._stopping or not self._membership.term.valid():
+                continue
+            if self._membership.sharing != sharing or self._configured is not configured:
+                sharing, configured = self._membership.sharing, self._configured
+                assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
+                self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
+                self._look_at.clear()
+            if self._membership.name not in sharing:
+                continue  # not seen ourselves yet
+            for work_no in list(self._running):
+                if len(self._leaving) >= self._moves:
+                    break
+                if work_no not in self._share:
+                    self._hand_over(work_no, self._never)
+            await self._claim_our_share()
+
+    def _hand_over(self, work_no: str, hurry: asyncio.Event) -> None:
+        if work_no in self._leaving:
+            return
+        task = self._leaving[work_no] = self._tasks.create_task(
+            self._release(work_no, hurry), name=f"release[{work_no}]"
+        )
+        task.add_done_callback(lambda _: self._leaving.pop(work_no, None))
+
+    async def _release(self, work_no: str, hurry: asyncio.Event) -> None:
+        """End an agent's poller when its poll is over, and make the agent nobody's."""
+        record = await self.let_go(work_no, hurry=hurry)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PUBLISHED_S
+        while self._journal.owns(work_no) and not self._journal.is_idle(work_no) and loop.time() < deadline:
+            await asyncio.sleep(_LOOK_S)
+        if self._journal.owns(work_no):
+            try:
+                await self._journal.release(work_no, record)
+            except ClusterUnavailableError as error:
+                _log.warning("agent %s: not handed over, but left to be taken over: %s", work_no, error)
+            await self._engine.tell("released", work_no.encode())
+
+    async def _claim_our_share(self) -> None:
+        now = asyncio.get_running_loop().time()
+        wanted = [
+            work_no
+            for work_no in self._share
+            if work_no not in self.pollers and work_no not in self._leaving and self._look_at.get(work_no, 0.0) <= now
+        ]
+        for start in range(0, len(wanted), _AT_ONCE):
+            part = wanted[start : start + _AT_ONCE]
+            alive: dict[str, bool] = {}
+            try:
+                found = await asyncio.gather(*map(self._engine.last, part))
+                pages = [None if stored is None else self._codec.read(stored.value) for stored in found]
+                # Only now: who is not there after its page was read will never write another.
+                for owner in {page.owner for page in pages if page is not None and page.owner}:
+                    alive[owner] = owner != self._membership.term.owner and await self._membership.is_alive(owner)
+            except ClusterUnavailableError as error:
+                _log.debug("cluster: looking at agents: %s", error)
+                return
+            free = []
+            for work_no, stored, page in zip(part, found, pages, strict=True):
+                if page is not None and alive.get(page.owner, False):
+                    self._look_at[work_no] = now + _LOOK_AGAIN_S
+                else:
+                    free.append((work_no, stored, page))
+            await asyncio.gather(*(self._claim(*each, place) for place, each in enumerate(free)))
+
+    async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
+        """Make an agent ours, and poll it."""
+        try:
+            record = await self._journal.claim(work_no, stored)
+        except ClusterUnavailableError as error:
+            _log.debug("agent %s: claiming: %s", work_no, error)
+            return
+        if record is None:
+            return  # somebody was first; the next look shows who
+        if self._stopping or work_no not in self._configured:
+            await self._journal.release(work_no, record)
+            return
+        # Its last owner was not able to say when its poll was over: for the gateway that one may have failed.
+        cut_s = AFTER_FAILURE_S if page is not None and page.owner else self._begin_s
+        self.take(self._configured[work_no], record, cut_s + place * _CONNECT_S)
+        self._late.add(work_no)
+
+    def _lose(self, work_no: str) -> None:
+        """End the poller of an agent that is another's by now."""
+        if work_no in self._running:
+            self._hand_over(work_no, self._never)
+
+    def _begin_term(self) -> None:
+        """Poll what will be ours, by another permit: what was ours never has one again."""
+        self._gateway = Gateway(self._shared.config.gateway, permit=self._membership.term)
+        self._journal.begin(self._membership.term)
+        self._look_at.clear()
+
+    def _give_up(self) -> None:
+        """End all pollers, since all agents are others' by now; what their polls still bring is kept for these."""
+        self._journal.abandon()
+        for work_no in list(self._running):
+            self._hand_over(work_no, self._never)
+
+    # What came late, and what is tidied.
+
+    async def _make_tidy(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self._journal.tidy()
+
+    async def _take_in_late(self) -> None:
+        """Take in what came to a former owner of an agent that is ours."""
+        heard = asyncio.Event()
+
+        def hear(data: bytes) -> None:
+            self._late.add(data.decode())
+            heard.set()
+
+        await self._engine.listen("late", hear)
+        await self._engine.listen("released", self._hear_released)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LATE_S):
+                    await heard.wait()
+            heard.clear()
+            try:
+                for work_no in await self._engine.late():
+                    if work_no in self._running and self._journal.owns(work_no):
+                        await self._take_in(work_no)
+            except ClusterError as error:
+                _log.debug("cluster: what came late: %s", error)
+
+    def _hear_released(self, data: bytes) -> None:
+        self._look_at.pop(data.decode(), None)
+        self._wake.set()
+
+    async def _take_in(self, work_no: str) -> None:
+        presence = self.pollers[work_no].presence
+        while (found := await self._engine.next_late(work_no)) is not None:
+            change = Change()
+            for message in self._codec.read(found.value).outgoing:
+                if message.retain:
+                    event, event_id, received_at = _event_of(message.payload)
+                    presence.number(event, received_at, change, event_id=event_id)
+                else:
+                    change.outgoing.append(message)
+            await presence.store(change)
+            await self._engine.remove(found.revision)
+            presence.say(logging.WARNING, "took in what came late to a former owner")
+
+
+def _event_of(payload: bytes) -> tuple[Event, str, datetime]:
+    """Read a payload of `render_event` back: the event as the gateway sent it, its id, and when it came."""
+    members: Members = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+    ours = {name: msgspec.json.decode(members[name], type=str) for name in ("id", "receivedAt")}
+    theirs = {name: raw for name, raw in members.items() if name not in {"id", "seq", "receivedAt", "gateway"}}
+    if "gateway" in members:
+        theirs |= msgspec.json.decode(members["gateway"], type=dict[str, msgspec.Raw])
+    return Event.from_members(theirs), ours["id"], datetime.fromisoformat(ours["receivedAt"])

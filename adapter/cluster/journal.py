@@ -1,0 +1,406 @@
+"""The outbox of a member: what it stores of an agent is on several servers before the agent's next poll.
+
+```
+commit -> journal of the agent (JetStream, R3, compare-and-set) -> the outbox as ever -> PUBACK -> journal made tidy
+```
+
+Below is the same database as without a cluster, but only as a line to the broker: it begins empty at each start, since
+the journals hold all that is not published. Rules of this file:
+1. An agent's journal is appended to behind its newest page alone. Who finds another page there has lost the agent, and
+   keeps what came for it where the new owner takes it in: nothing is dropped, and no `seq` is given twice.
+2. Nothing of an agent goes out unless it is ours at that moment: what has no owner's lease waits.
+3. A page goes when all that it has to publish is acknowledged, together with all before it. So what a successor finds
+   may have been published before: with the same `id` and `seq`.
+4. Without a quorum `commit` waits, and the agent's next poll with it. An event that waits counts as at risk.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from adapter.clock import steady_time
+from adapter.cluster.codec import Codec
+from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.membership import Term
+from adapter.errors import ClusterConflictError, ClusterUnavailableError, StorageFullError
+from adapter.event import new_id
+from adapter.outage import Outage
+from adapter.store.database import Database
+from adapter.store.outbox import Outbox
+from adapter.store.records import AgentRecord, Change, Entry, Outgoing, Removals, Slot
+from adapter.store.worker import Worker
+from adapter.topics import Topics
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_AGAIN_S = 0.2
+"""When something is asked again that nobody has answered."""
+_AT_RISK_S = 10.0
+"""How long an event may wait for a quorum before that is said: choosing another leader takes 4 to 10 s."""
+_TIDY_S = 2.0
+"""How long a journal stays untidy, for the next event to make it tidy: a successor repeats at most what this leaves."""
+_LATE_S = 60.0
+"""By how much what a predecessor left counts as late."""
+
+_NOT_IN_LINE = -1
+"""The row of what could not be put in line."""
+
+
+@dataclass(slots=True, eq=False)
+class _Own:
+    """The journal of an agent that is ours.
+
+    Attributes:
+        record: The agent as the newest page has it.
+        place: Where that page is.
+        sealed: What is secret of it, sealed.
+        newest: Its newest event, once that is published.
+        waiting: The rows of what waits to be published.
+        tidy: Whether that page is the only one, and has nothing to publish.
+        tidy_at: When it is to be made tidy, on the loop's clock.
+        stored: The change that was appended last: it is not appended again.
+        ours: Whether it is still ours.
+    """
+
+    record: AgentRecord
+    place: int
+    sealed: bytes
+    newest: bytes = b""
+    waiting: set[int] = field(default_factory=set)
+    tidy: bool = True
+    tidy_at: float = 0.0
+    stored: Change | None = None
+    ours: bool = True
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Journal(Outbox):
+    """The outbox of one member.
+
+    Args:
+        engine: The servers.
+        codec: Reads and writes pages.
+        topics: Of agents.
+
+    Attributes:
+        lost: Called with the number of an agent that turns out to be another's.
+    """
+
+    def __init__(self, database: Database, worker: Worker, *, engine: Engine, codec: Codec, topics: Topics) -> None:
+        super().__init__(database, worker)
+        self._term: Term | None = None
+        self.lost: Callable[[str], None] = lambda _: None
+        self._engine = engine
+        self._codec = codec
+        self._topics = topics
+        self._own: dict[str, _Own] = {}
+        self._by_row: dict[int, _Own] = {}
+        self._untidy: dict[str, _Own] = {}
+        self._outage = Outage("cluster")
+        self._refusal: StorageFullError | None = None
+
+    async def begin_empty(self) -> None:
+        """Forget what an earlier run has left in line: the journals have it."""
+        await self._writer.write(Database.clear)
+        self.agents.clear()
+        self.pending.clear()
+        self._cursor = self._fresh_follows = self._reserved_row
+        self._newest.forget(list(self._newest.unacknowledged()))
+        self.depth = 0
+
+    # What a member takes over and hands over.
+
+    async def claim(self, work_no: str, found: Stored | None) -> AgentRecord | None:
+        """Make an agent ours that is nobody's; give what is known of it, or `None` where somebody was first.
+
+        What its journal has to publish is in line then.
+
+        Args:
+            work_no: The agent.
+            found: The newest page of its journal.
+
+        Raises:
+            ClusterUnavailableError: It is not known whether it is ours.
+            ClusterError: Its journal cannot be read.
+        """
+        record, newest = AgentRecord(work_no=work_no), b""
+        outgoing: list[Outgoing] = []
+        if found is not None:
+            page = self._codec.read(found.value)
+            record, newest = self._codec.agent(work_no, page), page.newest
+            outgoing = await self._waiting_in(work_no, found)
+        sealed = self._codec.seal(record)
+        data = self._codec.write(record, owner=self._owner, sealed=sealed, newest=newest)
+        try:
+            place = await self._engine.append(
+                self._engine.journal(work_no),
+                data,
+                after=0 if found is None else found.revision,
+                message_id=new_id(),
+                alone=not outgoing,
+            )
+        except ClusterConflictError:
+            return None
+        own = self._own[work_no] = _Own(record=record, place=place, sealed=sealed, newest=newest, tidy=not outgoing)
+        self.agents[work_no] = record
+        if outgoing:
+            await self._line_up(own, Change(outgoing=outgoing, made_at=steady_time() - _LATE_S))
+        elif newest:
+            kept = Entry(0, 0.0, Outgoing(topic=self._topics.event(work_no), payload=newest, retain=True))
+            removals = Removals(rows=(), kept=((self._mark, kept),), slots=())
+            await self._writer.write(partial(Database.forget_acknowledged, removals=removals))
+        return record
+
+    async def _waiting_in(self, work_no: str, newest: Stored) -> list[Outgoing]:
+        """Read what all pages of a journal have to publish."""
+        outgoing: list[Outgoing] = []
+        place = 1
+        while (found := await self._engine.following(work_no, place)) is not None:
+            outgoing += self._codec.read(found.value).outgoing
+            place = found.revision + 1
+            if place > newest.revision:
+                break
+        return outgoing
+
+    async def release(self, work_no: str, record: AgentRecord) -> None:
+        """Make an agent nobody's, when its last request is over and what it left is stored.
+
+        Raises:
+            ClusterUnavailableError: It is not known whether it is.
+        """
+        own = self._own[work_no]
+        async with own.lock:
+            if not own.ours:
+                return
+            self._let_go(own)
+            if record != own.record:
+                own.record, own.sealed = record, self._codec.seal(record)
+            data = self._codec.write(own.record, owner="", sealed=own.sealed, newest=own.newest)
+            try:
+                await self._engine.append(
+                    self._engine.journal(work_no),
+                    data,
+                    after=own.place,
+                    message_id=new_id(),
+                    alone=not own.waiting,
+                )
+            except ClusterConflictError:
+                _log.debug("agent %s: is another's already", work_no)
+
+    def begin(self, term: Term) -> None:
+        """Begin to own agents."""
+        self._term = term
+        self.changed.set()
+
+    @property
+    def _owner(self) -> str:
+        return "" if self._term is None else self._term.owner
+
+    def abandon(self) -> None:
+        """Take note that nothing is ours any more."""
+        for own in list(self._own.values()):
+            self._let_go(own)
+
+    def owns(self, work_no: str) -> bool:
+        """Say whether an agent is ours."""
+        return work_no in self._own
+
+    def is_idle(self, work_no: str) -> bool:
+        """Say whether nothing of an agent waits to be published."""
+        return not self._own[work_no].waiting
+
+    def _let_go(self, own: _Own) -> None:
+        own.ours = False
+        work_no = own.record.work_no
+        if self._own.get(work_no) is own:
+            del self._own[work_no]
+            self._untidy.pop(work_no, None)
+            self.agents.pop(work_no, None)
+            topics = self._topics.retained(work_no)
+            self._newest.forget(topics)
+            self._keep_trying(lambda: self._forget_slots(topics), delay_s=0.0)
+
+    async def _forget_slots(self, topics: Iterable[str]) -> None:
+        await self._writer.write(partial(Database.forget_slots, topics=tuple(topics)))
+
+    # The left side.
+
+    async def commit(self, change: Change) -> None:
+        """Store a change; return when it is in its agent's journal, and in line.
+
+        Raises:
+            StorageFullError: It is not in line; the caller keeps it and tries again (D4).
+        """
+        if change.agent is None:
+            await super().commit(change)
+            return
+        own = self._own.get(change.agent.work_no)
+        if own is not None:
+            async with own.lock:
+                if await self._append(own, change.agent, change):
+                    await self._line_up(own, change)
+                    return
+        await self._keep_late(change.agent, change)
+
+    async def _append(self, own: _Own, agent: AgentRecord, change: Change) -> bool:
+        """Append a change to its agent's journal; `False` where the agent is another's by now."""
+        if own.stored is change:
+            return True
+        if (agent.guid, agent.cookies, agent.guid_origin) != (
+            own.record.guid,
+            own.record.cookies,
+            own.record.guid_origin,
+        ):
+            own.sealed = self._codec.seal(agent)
+        alone = not own.waiting
+        newest = b"" if any(out.retain for out in change.outgoing) else own.newest
+        data = self._codec.write(agent, owner=self._owner, sealed=own.sealed, outgoing=change.outgoing, newest=newest)
+        if not own.ours or not await self._appended(own, data, alone=alone, events=_events_in(change)):
+            return False
+        own.record, own.stored = agent, change
+        own.tidy = alone and not change.outgoing
+        return True
+
+    async def _appended(self, own: _Own, data: bytes, *, alone: bool, events: int = 0) -> bool:
+        """Append a page, however long that takes; `False` where the agent is another's by now."""
+        work_no, message_id = own.record.work_no, new_id()
+
+        async def append() -> int | None:
+            try:
+                return await self._engine.append(
+                    self._engine.journal(work_no), data, after=own.place, message_id=message_id, alone=alone
+                )
+            except ClusterConflictError:
+                newest = await self._engine.last(work_no)
+                # Ours, whose acknowledgment was lost, and whose id the servers have forgotten.
+                return newest.revision if newest is not None and newest.value == data else None
+
+        place = await self._asked(append, events)
+        if place is None:
+            if own.ours:
+                _log.warning("agent %s: polled by another member by now", work_no, extra={"work_no": work_no})
+                self._let_go(own)
+                self.lost(work_no)
+            return False
+        own.place = place
+        return True
+
+    async def _keep_late(self, agent: AgentRecord, change: Change) -> None:
+        """Keep what an agent that is another's by now has brought, for its owner to take in."""
+        if not change.outgoing:
+            return
+        data = self._codec.write(agent, owner=self._owner, sealed=self._codec.seal(agent), outgoing=change.outgoing)
+        message_id = new_id()
+        await self._asked(lambda: self._engine.append_late(agent.work_no, data, message_id), _events_in(change))
+        await self._engine.tell("late", agent.work_no.encode())
+
+    async def _line_up(self, own: _Own, change: Change) -> None:
+        """Put a change that its journal holds in line for the broker."""
+        rows = range(self._reserved_row + 1, self._reserved_row + 1 + len(change.outgoing))
+        own.waiting.discard(_NOT_IN_LINE)
+        own.waiting.update(rows)
+        self._by_row.update(dict.fromkeys(rows, own))
+        try:
+            await super().commit(change)
+        except StorageFullError:
+            own.waiting.add(_NOT_IN_LINE)  # they get other rows when it is tried again
+            self._published(rows)
+            raise
+
+    async def _asked(self, ask: Callable[[], Awaitable[_T]], events: int) -> _T:
+        """Ask until there is an answer; events that wait for it for long are told as at risk."""
+        since = asyncio.get_running_loop().time()
+        at_risk = False
+        try:
+            while True:
+                try:
+                    answer = await ask()
+                except ClusterUnavailableError as error:
+                    waited_s = asyncio.get_running_loop().time() - since
+                    if not at_risk and waited_s > _AT_RISK_S:
+                        at_risk = True
+                        self.at_risk += events
+                        self._refusal = StorageFullError("cluster", f"no quorum: {error}")
+                        self._outage.begins("journal", f"no quorum: {error}", remind_s=60.0)
+                    await asyncio.sleep(_AGAIN_S)
+                else:
+                    self._outage.is_over()
+                    return answer
+        finally:
+            if at_risk:
+                self.at_risk -= events
+                self._refusal = None
+
+    @property
+    def refusal(self) -> StorageFullError | None:
+        """Why what could not be stored last could not; `None` where all could."""
+        return self._refusal or super().refusal
+
+    # The right side.
+
+    def next_slot(self) -> Slot | None:
+        """Take a newest value that no broker has acknowledged; `None` where there is none, or nothing may go out."""
+        return super().next_slot() if self._may_publish() else None
+
+    async def next(self, limit: int) -> list[Entry]:
+        """Take up to `limit` entries that come next in line and are ours. Raises as `Outbox.next`."""
+        if not self._may_publish():
+            return []
+        ours: list[Entry] = []
+        for entry in await super().next(limit):
+            own = self._by_row.get(entry.row)
+            if own is None or own.ours:
+                ours.append(entry)
+            else:  # its new owner publishes it
+                self.acknowledge(entry.row)
+        return ours
+
+    def acknowledge(self, row: int) -> None:
+        """Remove an entry that the broker has acknowledged."""
+        entry, own = self._in_hand.get(row), self._by_row.get(row)
+        if entry is not None and own is not None and entry.is_event:
+            own.newest = entry.message.payload
+        self._published([row])
+        super().acknowledge(row)
+
+    def set_aside(self, entry: Entry, reason: str) -> None:
+        """Take an entry that the broker will never accept out of the line, and keep it for a person."""
+        self._published([entry.row])
+        super().set_aside(entry, reason)
+
+    def _published(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            own = self._by_row.pop(row, None)
+            if own is None:
+                continue
+            own.waiting.discard(row)
+            if own.ours and not own.waiting:
+                own.tidy_at = asyncio.get_running_loop().time() + _TIDY_S
+                self._untidy[own.record.work_no] = own
+
+    def _may_publish(self) -> bool:
+        return self._term is not None and self._term.holds()
+
+    # Tidying.
+
+    async def tidy(self) -> None:
+        """Remove from the journals what has been published, where no event has done that by itself."""
+        now = asyncio.get_running_loop().time()
+        due = [own for own in self._untidy.values() if own.tidy_at <= now]
+        await asyncio.gather(*map(self._make_tidy, due))
+
+    async def _make_tidy(self, own: _Own) -> None:
+        self._untidy.pop(own.record.work_no, None)
+        async with own.lock:
+            if own.waiting or own.tidy or not own.ours:
+                return
+            data = self._codec.write(own.record, owner=self._owner, sealed=own.sealed, newest=own.newest)
+            own.tidy = await self._appended(own, data, alone=True)
+
+
+def _events_in(change: Change) -> int:
+    return sum(message.retain for message in change.outgoing)

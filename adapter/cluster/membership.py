@@ -1,0 +1,324 @@
+"""One member's place in the fleet: its lease, what it sees of the others', and when it may poll.
+
+```
+enlist -> renew, look at the others, strike out who is gone -> ... -> leave
+             |
+             +-> the lease permits a poll, or it waits
+```
+
+Rules of this file: a lease that could not be renewed in time is not over before somebody has struck it out; until that
+is known nothing is polled and nothing given up. Who was struck out begins anew, with another term and no agents.
+"""
+
+import asyncio
+import hmac
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+import httpx
+import msgspec
+
+from adapter import __version__
+from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.lease import Census, Lease, Terms
+from adapter.config import Config
+from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
+from adapter.outage import Outage
+
+_log = logging.getLogger(__name__)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member's lease says.
+
+    Attributes:
+        term: Makes one life of a member of each name; agents belong to ``name/term``.
+        count: Goes up at each renewal, so that no two look alike.
+        content: A hash of what all members have to have alike.
+        storage: Where its outbox lies: whoever has the same knows that the process before is gone.
+        leaving: Whether it hands its agents over.
+        agents: How many it has.
+    """
+
+    term: str
+    count: int
+    content: str
+    storage: str
+    leaving: bool = False
+    agents: int = 0
+    version: str = __version__
+
+
+class Term:
+    """One life of a member, from its enlisting to its being struck out: what requests to the gateway wait for.
+
+    Attributes:
+        owner: How journals name it.
+        lease: Its lease.
+    """
+
+    def __init__(self, owner: str, terms: Terms) -> None:
+        self.owner = owner
+        self.lease = Lease(terms)
+        self._renewed = asyncio.Event()
+        self._over = False
+
+    async def wait(self) -> None:
+        """Wait until a poll may start.
+
+        Raises:
+            httpx.ConnectError: None will.
+        """
+        while not self.valid():
+            if self._over:
+                raise httpx.ConnectError("another member polls this agent by now")
+            self._renewed.clear()
+            await self._renewed.wait()
+
+    def valid(self) -> bool:
+        """Say whether a poll may start: the lease outlives it."""
+        return self.lease.outlives_a_poll(asyncio.get_running_loop().time())
+
+    def holds(self) -> bool:
+        """Say whether nobody else can own what is ours."""
+        return self.lease.holds(asyncio.get_running_loop().time())
+
+    def grant(self, asked_at: float) -> None:
+        """Take note that what was asked for at a moment has been granted."""
+        self.lease.granted(asked_at)
+        self._renewed.set()
+
+    def end(self) -> None:
+        """End it for good."""
+        self._over = True
+        self.lease.end()
+        self._renewed.set()
+
+
+class Membership:
+    """This process as a member.
+
+    Args:
+        engine: The servers.
+        config: The configuration.
+        storage: Says where the outbox lies, the same over restarts.
+
+    Attributes:
+        name: The member's name, which is `instance`.
+        term: Its life by now.
+        others: What was last seen of all members, itself included.
+        struck_out: Called when a term turns out to be over.
+        begun: Called when another one has begun.
+        changed: Set whenever there are other members than before.
+    """
+
+    def __init__(self, engine: Engine, config: Config, *, storage: str) -> None:
+        self.name = config.instance
+        self.others: dict[str, Entry] = {}
+        self.struck_out: Callable[[], None] = lambda: None
+        self.begun: Callable[[], None] = lambda: None
+        self.changed = asyncio.Event()
+        self.agents: Callable[[], int] = lambda: 0
+        self._engine = engine
+        self._terms = Terms.of(config.gateway.hold_s)
+        self._census = Census(self._terms)
+        self._outage = Outage("cluster")
+        self._revision = 0
+        self._asked_at: dict[int, float] = {}
+        self._entry = Entry(term=_new_name(), count=0, content=content_of(config), storage=storage)
+        self.term = self._new_term()
+
+    def _new_term(self) -> Term:
+        return Term(f"{self.name}/{self._entry.term}", self._terms)
+
+    @property
+    def sharing(self) -> list[str]:
+        """The members that agents are shared among: those with our configuration who stay."""
+        return sorted(
+            name for name, entry in self.others.items() if not entry.leaving and entry.content == self._entry.content
+        )
+
+    async def enlist(self) -> None:
+        """Become a member; waits where one of our name is still there.
+
+        Raises:
+            StartError: The others have another configuration.
+        """
+        outage = Outage("cluster")
+        while True:
+            try:
+                await self._look()
+                self._refuse_other_content()
+                before = await self._engine.member(self.name)
+                if before is not None and not self._is_over(before):
+                    outage.begins(self.name, "another member has this name: waiting for the end of its lease")
+                else:
+                    await self._begin(0 if before is None else before.revision)
+                    outage.is_over()
+                    return
+            except ClusterConflictError:
+                pass
+            except ClusterUnavailableError as error:
+                outage.begins(self.name, str(error))
+            await asyncio.sleep(self._terms.renew_s)
+
+    def _is_over(self, before: Stored) -> bool:
+        """Say whether a lease of our name is of a process that is surely gone."""
+        entry = _entry_of(before.value)
+        ours = entry is not None and entry.storage == self._entry.storage
+        return ours or self._census.expired(self._now()).get(self.name) == before.revision
+
+    def _refuse_other_content(self) -> None:
+        others = {entry.content: name for name, entry in self.others.items() if name != self.name}
+        if others and self._entry.content not in others:
+            content, name = next(iter(others.items()))
+            reason = (
+                f"cluster: member {name} has another configuration of gateway, agents or topics ({content[:8]}, here "
+                f"{self._entry.content[:8]}): give all members the same, and have those that run reload it"
+            )
+            raise StartError(reason, exit_code=2)
+
+    async def _begin(self, replacing: int) -> None:
+        self._entry = replace_entry(self._entry, term=_new_name(), count=0)
+        asked_at = self._now()
+        self._revision = await self._engine.enlist(self.name, msgspec.json.encode(self._entry), replacing)
+        self._asked_at = {}
+        self.term = self._new_term()
+        self.term.grant(asked_at)
+        self.begun()
+        _log.info("cluster: member %s", self.term.owner)
+
+    async def run(self) -> None:
+        """Keep the lease, and see who else is there, until cancelled."""
+        while True:
+            await self._keep()
+            await asyncio.sleep(self._terms.renew_s)
+
+    async def _keep(self) -> None:
+        try:
+            await self._renew()
+            await self._look()
+            for name, revision in self._census.expired(self._now()).items():
+                if name != self.name:
+                    await self._strike(name, revision)
+        except ClusterUnavailableError as error:
+            if not self.term.valid():
+                self._outage.begins(self.name, f"no quorum: {error}; nothing is polled meanwhile")
+        except ClusterConflictError:
+            await self._begin_again()
+        else:
+            self._outage.is_over()
+
+    async def _renew(self) -> None:
+        """Renew the lease; an answer that was lost shows in what is there.
+
+        Raises:
+            ClusterConflictError: This member was struck out.
+            ClusterUnavailableError: It is not known whether it was renewed.
+        """
+        entry = self._entry = replace_entry(self._entry, count=self._entry.count + 1, agents=self.agents())
+        asked_at = self._asked_at[entry.count] = self._now()
+        try:
+            self._revision = await self._engine.enlist(self.name, msgspec.json.encode(entry), self._revision)
+        except ClusterConflictError:
+            found = await self._engine.member(self.name)
+            there = None if found is None else _entry_of(found.value)
+            if found is None or there is None or there.term != entry.term or there.count not in self._asked_at:
+                raise
+            self._revision, asked_at = found.revision, self._asked_at[there.count]
+        self._asked_at = {count: at for count, at in self._asked_at.items() if at >= asked_at}
+        self.term.grant(asked_at)
+
+    async def _look(self) -> None:
+        found = await self._engine.members()
+        self._census.look({name: stored.revision for name, stored in found.items()}, self._now())
+        others = {name: entry for name, stored in found.items() if (entry := _entry_of(stored.value)) is not None}
+        if _outline(others) != _outline(self.others):
+            self.changed.set()
+        self.others = others
+
+    async def _strike(self, name: str, revision: int) -> None:
+        try:
+            await self._engine.strike(name, revision)
+        except ClusterConflictError:
+            return  # it is alive, or somebody else was first
+        _log.warning("cluster: member %s is gone; its agents are taken over", name)
+        self.others.pop(name, None)
+        self.changed.set()
+
+    async def _begin_again(self) -> None:
+        """Give everything up: this member was struck out, and others poll its agents by now."""
+        self.term.end()
+        _log.error("cluster: member %s was struck out, since it could not renew its lease in time", self.name)
+        self.struck_out()
+        self._revision = 0
+        await self.enlist()
+
+    async def is_alive(self, owner: str) -> bool:
+        """Say whether an owner still has its lease, by the server that leads.
+
+        Raises:
+            ClusterUnavailableError: Nobody says.
+        """
+        name, _, term = owner.rpartition("/")
+        found = await self._engine.member(name)
+        entry = None if found is None else _entry_of(found.value)
+        return entry is not None and entry.term == term
+
+    def leave_soon(self) -> None:
+        """Have the others know that our agents are theirs from now on."""
+        self._entry = replace_entry(self._entry, leaving=True)
+
+    def adopt(self, config: Config) -> None:
+        """Go on with another list of agents."""
+        self._entry = replace_entry(self._entry, content=content_of(config))
+        self.changed.set()
+
+    async def leave(self) -> None:
+        """End the membership, when nothing is polled any more."""
+        self.term.end()
+        try:
+            await self._engine.strike(self.name, self._revision)
+        except (ClusterConflictError, ClusterUnavailableError) as error:
+            _log.debug("cluster: leaving: %s", error)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def content_of(config: Config) -> str:
+    """Hash what all members have to have alike, with a key, since passwords are in it."""
+    if config.cluster is None:
+        raise AssertionError("a member without a cluster")
+    alike = (
+        replace(config.gateway, ca_file=None),
+        config.mqtt.topic_prefix,
+        config.mqtt.stream,
+        config.privacy,
+        sorted(config.agents, key=lambda agent: agent.work_no),
+    )
+    text = msgspec.json.encode(alike, enc_hook=str)
+    return hmac.new(config.cluster.keys[0].encode(), text, "sha256").hexdigest()
+
+
+def replace_entry(entry: Entry, **changes: object) -> Entry:
+    """Give a lease with some of its members changed."""
+    return msgspec.structs.replace(entry, **changes)
+
+
+def _entry_of(value: bytes) -> Entry | None:
+    try:
+        return msgspec.json.decode(value, type=Entry)
+    except msgspec.DecodeError:
+        return None
+
+
+def _outline(members: dict[str, Entry]) -> dict[str, tuple[str, bool, str]]:
+    return {name: (entry.term, entry.leaving, entry.content) for name, entry in members.items()}
+
+
+def _new_name() -> str:
+    return uuid.uuid4().hex[:12]
