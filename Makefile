@@ -161,7 +161,7 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.runtime
-	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) --group dev
+	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) --editable '.[cluster,demo]' --group dev
 	@touch $@
 
 dist/.built: $(BIN)/python $(shell git ls-files adapter schemas 2>/dev/null) pyproject.toml
@@ -174,5 +174,5 @@ $(WHEEL_VENV)/.development: dist/.built constraints.txt
 	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt pip
 	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) --group dev
 	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) --force-reinstall --no-deps dist/*.whl
-	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) "$$(ls dist/*.whl)[demo]"
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) "$$(ls dist/*.whl)[cluster,demo]"
 	@touch $@

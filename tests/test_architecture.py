@@ -42,6 +42,18 @@ FLOORS = (
     # 5 flows of the whole
     ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
     ("diagnostics", "operations"),
+    (
+        "cluster.lease",
+        "cluster.shares",
+        "cluster.topics",
+        "cluster.codec",
+        "cluster.engine",
+        "cluster.membership",
+        "cluster.journal",
+        "cluster.fleet",
+        "cluster.joining",
+        "cluster",
+    ),
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "wall", "listener", "app"),
@@ -70,6 +82,7 @@ BESIDE = {
     "channels",
     "asyncapi",
 }
+BESIDE |= {name for floor in FLOORS for name in floor if name.partition(".")[0] == "cluster"}
 BESIDE |= {"home_assistant", "home_assistant.devices", "home_assistant.announcing"}
 OPTIONAL = BESIDE | {"demo", "demo_lines", "cli_group", "cli"}
 

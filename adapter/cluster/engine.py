@@ -7,7 +7,7 @@ Two things are stored, each on as many servers as `cluster.replicas` says, and e
 
 Source:
     NATS documentation, "JetStream", "Headers" (`Nats-Expected-Last-Subject-Sequence`, `Nats-Msg-Id`, `Nats-Rollup`) and
-    "Key/Value Store"; ADR-31, "JetStream Direct Get": `multi_last`, and the end of a batch by status 204. What was tried
+    "Key/Value Store"; ADR-31, "JetStream Direct Get": `multi_last`, and status 204 as its end. What was tried
     on nats-server 2.15: a repeated `Nats-Msg-Id` is answered with the first sequence, before the expected one is
     looked at.
 """

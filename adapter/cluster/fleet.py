@@ -46,7 +46,6 @@ _CONNECT_S = 0.002
 """Apart from each other start agents that are taken over: what a TLS connection costs."""
 _PUBLISHED_S = 1.0
 """How long an agent that is handed over waits for the broker to acknowledge what went out last."""
-_LOOK_S = 0.01
 
 
 class SharedFleet(Fleet):
@@ -169,10 +168,7 @@ class SharedFleet(Fleet):
     async def _release(self, work_no: str, hurry: asyncio.Event) -> None:
         """End an agent's poller when its poll is over, and make the agent nobody's."""
         record = await self.let_go(work_no, hurry=hurry)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PUBLISHED_S
-        while self._journal.owns(work_no) and not self._journal.is_idle(work_no) and loop.time() < deadline:
-            await asyncio.sleep(_LOOK_S)
+        await self._journal.published(work_no, _PUBLISHED_S)
         if self._journal.owns(work_no):
             try:
                 await self._journal.release(work_no, record)

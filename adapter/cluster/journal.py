@@ -15,6 +15,7 @@ the journals hold all that is not published. Rules of this file:
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class _Own:
         waiting: The rows of what waits to be published.
         tidy: Whether that page is the only one, and has nothing to publish.
         tidy_at: When it is to be made tidy, on the loop's clock.
+        idle: Set when nothing waits, where somebody waits for that.
         stored: The change that was appended last: it is not appended again.
         ours: Whether it is still ours.
     """
@@ -73,6 +75,7 @@ class _Own:
     waiting: set[int] = field(default_factory=set)
     tidy: bool = True
     tidy_at: float = 0.0
+    idle: asyncio.Event | None = None
     stored: Change | None = None
     ours: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -209,9 +212,15 @@ class Journal(Outbox):
         """Say whether an agent is ours."""
         return work_no in self._own
 
-    def is_idle(self, work_no: str) -> bool:
-        """Say whether nothing of an agent waits to be published."""
-        return not self._own[work_no].waiting
+    async def published(self, work_no: str, within_s: float) -> None:
+        """Wait until nothing of an agent waits to be published, if it is ours, and not for long."""
+        own = self._own.get(work_no)
+        if own is None or not own.waiting:
+            return
+        own.idle = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await own.idle.wait()
 
     def _let_go(self, own: _Own) -> None:
         own.ours = False
@@ -378,7 +387,11 @@ class Journal(Outbox):
             if own is None:
                 continue
             own.waiting.discard(row)
-            if own.ours and not own.waiting:
+            if own.waiting:
+                continue
+            if own.idle is not None:
+                own.idle.set()
+            if own.ours:
                 own.tidy_at = asyncio.get_running_loop().time() + _TIDY_S
                 self._untidy[own.record.work_no] = own
 

@@ -7,7 +7,7 @@ observer            seen first (later than asked)  ............ length_s and dri
 
 The gateway cannot tell an old owner from a new one, so only time keeps their polls apart. Rules of this file:
 1. A holder counts from the moment at which it *asked*, an observer from the one at which it has *seen* the answer:
-   whatever the network does, the observer is the later. Each uses its own clock, of which only the rate has to be right.
+   whatever the network does, the observer is the later. Each has its own clock, of which only the rate has to be right.
 2. A poll starts only while the lease outlives it.
 3. A member is struck out by deleting its lease at the very revision that was seen last. From then on it cannot be
    renewed: its holder finds that it was struck out and owns nothing, or renewed before and was not.

@@ -46,6 +46,11 @@ class Part:
         return self._process
 
     @property
+    def started(self) -> bool:
+        """Say whether it was ever started."""
+        return self._process is not None
+
+    @property
     def runs(self) -> bool:
         """Say whether it has not ended."""
         return self._process is not None and self._process.returncode is None
