@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapter.nats import find_program
 from bench.chaos.parts import Part, free_port
 
 READY_S = 60.0
+_LOOK_S = 0.02
 KEY = base64.b64encode(bytes(range(32))).decode()
 """A `cluster.key`."""
 
@@ -89,7 +90,14 @@ class Servers:
                     finally:
                         await client.close()
                     return
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_LOOK_S)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = READY_S) -> None:
+    """Wait until a condition holds; nobody tells when it does."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(_LOOK_S)
 
 
 @contextlib.asynccontextmanager

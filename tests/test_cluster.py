@@ -12,7 +12,7 @@ from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, decoded, settings, start, write
 from tests.broker_support import DEADLINE_S, Broker, Peer
-from tests.cluster_support import Servers, servers
+from tests.cluster_support import Servers, servers, until
 
 AGENTS = 8
 HOLD_S = 1.0
@@ -37,8 +37,7 @@ async def members(paths: Sequence[Path]) -> AsyncIterator[list[Running]]:
     """Run members in this process while the context lasts."""
     running: list[Running] = []
     try:
-        for path in paths:
-            running.append(await start(path))
+        running.extend([await start(path) for path in paths])
         yield running
     finally:
         for member in running:
@@ -50,13 +49,6 @@ async def members(paths: Sequence[Path]) -> AsyncIterator[list[Running]]:
 def polled_by(running: Sequence[Running]) -> list[set[str]]:
     """Say which agents each member polls."""
     return [set(member.app._fleet.pollers) for member in running]
-
-
-async def until(condition: object, deadline_s: float = DEADLINE_S) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.02)
 
 
 async def test_each_agent_is_polled_by_one_member(tmp_path: Path, shared_broker: Broker) -> None:
