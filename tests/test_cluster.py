@@ -11,7 +11,7 @@ import pytest
 from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import Running, decoded, settings, start, write
-from tests.broker_support import DEADLINE_S, Broker, Peer
+from tests.broker_support import Broker, Peer
 from tests.cluster_support import Servers, servers, until
 
 AGENTS = 8
