@@ -1,5 +1,6 @@
 """Write configurations and read back what is told of them."""
 
+import base64
 from pathlib import Path
 
 from adapter.config import Config, load
@@ -8,6 +9,9 @@ from adapter.errors import ConfigError
 GATEWAY = "gateway: {url: https://gateway.example/x}\n"
 AGENTS = 'agents: [{work_no: "101", guid: abc}]\n'
 SOUND = GATEWAY + AGENTS
+KEY = base64.b64encode(bytes(range(32))).decode()
+"""A `cluster.key`."""
+CLUSTER = f"cluster: {{url: 'nats://a,nats://b', name: prod, key: {KEY}}}\n"
 
 
 def loaded(text: str, *, name: str = "config.yaml") -> Config:

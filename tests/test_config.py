@@ -1,5 +1,6 @@
 """The configuration as values: defaults, paths, waits, what is shown and what a reload changes."""
 
+import base64
 import itertools
 import json
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ import pytest
 from adapter.config import Backoff, Config, HttpConfig, PrivacyConfig, SignInConfig, broker_at, load
 from adapter.config.report import difference, public
 from adapter.errors import ConfigError
-from tests.config_support import AGENTS, GATEWAY, SOUND, loaded, write_secrets
+from tests.config_support import AGENTS, CLUSTER, GATEWAY, KEY, SOUND, loaded, write_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,8 @@ def test_defaults(tmp_path: Path) -> None:
     home = config.home_assistant
     assert (home.discovery, home.prefix, home.max_agents) == (False, "homeassistant", 500)
     assert (home.birth_topic, home.birth_payload) == ("homeassistant/status", "online")
-    assert (config.privacy, config.http, config.log.level, config.log.format) == (None, None, "info", "text")
+    assert (config.privacy, config.http, config.cluster) == (None, None, None)
+    assert (config.log.level, config.log.format) == ("info", "text")
 
 
 def test_sign_in_defaults() -> None:
@@ -120,12 +122,12 @@ def test_wall(given: str, used: str) -> None:
     assert config.http == HttpConfig(host="::1", port=0, wall=True, wall_broker=used)
 
 
-@pytest.mark.parametrize("off", ["privacy: off", "privacy:", "http: false", "http: ~"])
+@pytest.mark.parametrize("off", ["privacy: off", "privacy:", "http: false", "http: ~", "cluster: off", "cluster: ~"])
 def test_off_in_so_many_words(off: str) -> None:
     """A section that is off by default may also be switched off by name."""
     config = loaded(SOUND + off)
 
-    assert (config.privacy, config.http) == (None, None)
+    assert (config.privacy, config.http, config.cluster) == (None, None, None)
 
 
 def test_privacy() -> None:
@@ -134,6 +136,43 @@ def test_privacy() -> None:
     assert loaded(SOUND + "privacy: {mask: [otherPhone], with: hash}").privacy == PrivacyConfig(
         members=frozenset({"otherPhone"}), method="hash"
     )
+
+
+def test_cluster() -> None:
+    """SPEC section 10: addresses with commas between them, port 4222 where none is written; three copies."""
+    cluster = loaded(SOUND + f'cluster: {{url: "nats://a,nats://b,nats://c", name: prod, key: {KEY}}}').cluster
+
+    assert cluster is not None
+    assert (cluster.urls, cluster.name) == (("nats://a:4222", "nats://b:4222", "nats://c:4222"), "prod")
+    assert (cluster.replicas, cluster.moves) == (3, 100)
+    assert (cluster.username, cluster.password, cluster.credentials) == (None, None, None)
+    assert (cluster.ca_file, cluster.cert_file, cluster.key_file) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("nats://a:4223 , nats://[::1]/,nats://[::1]:1", ("nats://a:4223", "nats://[::1]:4222", "nats://[::1]:1")),
+        ("tls://n.example", ("tls://n.example:4222",)),
+    ],
+)
+def test_addresses_of_nats_servers(given: str, used: tuple[str, ...]) -> None:
+    """Each is taken apart; blanks around commas and a slash at the end do not count."""
+    cluster = loaded(SOUND + f"cluster: {{url: '{given}', name: prod, key: {KEY}, replicas: 1}}").cluster
+
+    assert cluster is not None
+    assert (cluster.urls, cluster.replicas) == (used, 1)
+
+
+def test_keys_of_a_cluster() -> None:
+    """The new one comes first, and both are in the alphabet that Fernet takes, however they were written."""
+    key, former = (base64.b64encode(bytes([byte] * 32)).decode() for byte in (0xFB, 0xFF))
+    assert "+" in key
+    assert "/" in former
+    cluster = loaded(SOUND + f"cluster: {{url: 'nats://a', name: p, key: {key}, former_key: '{former}'}}").cluster
+
+    assert cluster is not None
+    assert [base64.urlsafe_b64decode(each) for each in cluster.keys] == [b"\xfb" * 32, b"\xff" * 32]
 
 
 def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
@@ -155,17 +194,26 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
 
 def test_secrets_are_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever logs a configuration by mistake shows no secret."""
-    write_secrets("mqtt: hunter2-mqtt\npw: hunter2-pw\nguid: hunter2-guid")
+    key = base64.b64encode(b"hunter2 hunter2 hunter2 hunter2 ").decode()
+    former = base64.b64encode(b" hunter2 hunter2 hunter2 hunter2").decode()
+    write_secrets(
+        f"mqtt: hunter2-mqtt\npw: hunter2-pw\nguid: hunter2-guid\nkey: {key}\nformer: {former}\nnats: hunter2-nats"
+    )
     monkeypatch.setenv("PROXY", "http://u:hunter2@p")
 
     config = loaded(
         "gateway: {url: https://g, proxy: !env_var PROXY}\nmqtt: {username: u, password: !secret mqtt}\n"
-        'agents: [{work_no: "1", guid: !secret guid}, {work_no: "2", sign_in: {password: !secret pw, phone: "1"}}]'
+        'agents: [{work_no: "1", guid: !secret guid}, {work_no: "2", sign_in: {password: !secret pw, phone: "1"}}]\n'
+        "cluster: {url: 'nats://a', name: prod, key: !secret key, former_key: !secret former, username: u, "
+        "password: !secret nats}"
     )
 
     sign_in = config.agents[1].sign_in
     assert (config.mqtt.password, sign_in and sign_in.password) == ("hunter2-mqtt", "hunter2-pw")
-    assert "hunter2" not in repr(config) + json.dumps(public(config))
+    assert config.cluster is not None
+    assert (config.cluster.keys, config.cluster.password) == ((key, former), "hunter2-nats")
+    told = repr(config) + json.dumps(public(config))
+    assert [secret for secret in ("hunter2", key, former) if secret in told] == []
 
 
 def test_text_by_tag() -> None:
@@ -230,11 +278,13 @@ def test_what_is_public_stays_small() -> None:
 
 def test_what_is_public_is_listed() -> None:
     """No file's name, no user name and no agent is shown."""
-    config = loaded(SOUND + "mqtt: {username: someone}\nhttp: {listen: 'localhost:1'}\nprivacy: {}")
+    config = loaded(SOUND + CLUSTER + "mqtt: {username: someone}\nhttp: {listen: 'localhost:1'}\nprivacy: {}")
 
     text = json.dumps(public(config))
 
     assert public(config)["agents"] == 1
+    assert public(config)["cluster"] == "prod"
+    assert "nats" not in text
     assert public(config)["privacy"] == {"mask": "numbers", "with": "last4"}
     assert not any(word in text for word in ("someone", "101", "abc", ".db", str(config.path.parent)))
 
@@ -263,6 +313,7 @@ def test_difference_of_agents() -> None:
         ("http: {listen: 'localhost:1'}", ["http"]),
         ("commands: {bridge: false}", ["commands.bridge"]),
         ("home_assistant: {max_agents: 7}", ["home_assistant.max_agents"]),
+        (CLUSTER, ["cluster"]),
     ],
 )
 def test_difference_needing_a_restart(section: str, keys: list[str]) -> None:
@@ -279,6 +330,8 @@ def test_difference_inside_of_optional_sections() -> None:
         "gateway: {url: https://g, hold: 9, timeout: 19, interval: [0.3, 0.4], error_interval: [2, 3]}\n"
         "privacy: {mask: [x], with: drop}\nhttp: {listen: 'other:2'}\n" + AGENTS
     )
+    one = loaded(SOUND + CLUSTER)
+    other = loaded(SOUND + f"cluster: {{url: 'tls://a', name: q, key: {KEY}, former_key: {KEY}, replicas: 5}}")
 
     assert difference(old, new).keys == [
         "gateway.hold",
@@ -289,14 +342,15 @@ def test_difference_inside_of_optional_sections() -> None:
         "privacy.with",
         "http.listen",
     ]
+    assert difference(one, other).keys == ["cluster.url", "cluster.name", "cluster.key", "cluster.replicas"]
 
 
 def test_every_member_of_a_configuration_counts_as_a_difference() -> None:
     """No member can be added which a reload would pass over in silence."""
-    config = loaded(SOUND + "privacy: {}\nhttp: {listen: 'localhost:1'}")
+    config = loaded(SOUND + CLUSTER + "privacy: {}\nhttp: {listen: 'localhost:1'}")
     sections: dict[str, Any] = {member.name: getattr(config, member.name) for member in fields(config)}
 
-    for name in ("gateway", "mqtt", "storage", "commands", "home_assistant", "privacy", "http"):
+    for name in ("gateway", "mqtt", "storage", "commands", "home_assistant", "privacy", "http", "cluster"):
         section = sections.pop(name)
         for member in fields(section):
             changed: dict[str, Any] = {name: replace(section, **{member.name: object()})}

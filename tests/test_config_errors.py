@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapter.config import load
 from adapter.config import source as yaml_source
 from adapter.errors import ConfigError
-from tests.config_support import AGENTS, GATEWAY, SOUND, told, write_secrets
+from tests.config_support import AGENTS, GATEWAY, KEY, SOUND, loaded, told, write_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 PREFIX = "levels of a topic, without + or #, no / at either end or twice, not beginning with $, up to 200 bytes"
 PORTLESS = "an address that begins with mqtt:// or mqtts:// or ws:// or wss://"
 ONE_OF = "guid, guid_file, sign_in"
-SECTIONS = "instance, gateway, mqtt, agents, storage, commands, home_assistant, privacy, http, log"
+SECTIONS = "instance, gateway, mqtt, agents, storage, commands, home_assistant, privacy, http, cluster, log"
 NO_CREDENTIALS = "expected no user name or password in the address"
 APART = "expected a prefix that does not hold the topics of mqtt.topic_prefix"
 CLEAR = "expected https://, or allow_http: true beside it: passwords would cross the network in the clear"
@@ -39,6 +39,19 @@ GUID = 'expected a GUID: visible ASCII characters but ";", without "JSESSIONID="
 WORK_NO = 'expected a work number: 1 to 64 of A-Z a-z 0-9 _ -, and not "bridge"'
 INTERVAL = "two numbers of seconds, the smaller first, within 0.2 to 0.5"
 ERROR_INTERVAL = "two numbers of seconds, the smaller first, more than 1 and less than 120"
+
+SERVERS = "addresses that begin with nats:// or tls://, with commas between them"
+SEALING_KEY = "a key: 32 bytes in base64, as `openssl rand -base64 32` makes one"
+OF_A_CLUSTER = (
+    "url, name, key, former_key, username, password, credentials, ca_file, cert_file, key_file, replicas, moves"
+)
+
+
+def cluster(**members: str) -> str:
+    """Make a section of lines: url, name and key, and then the others."""
+    lines = {"url": "nats://a", "name": "prod", "key": KEY} | members
+    return "\n".join(["cluster:", *(f"  {name}: {value}" for name, value in lines.items())])
+
 
 # One kind of mistake each: what is appended to a sound configuration of two lines, and what is told of it.
 APPENDED = [
@@ -166,6 +179,52 @@ APPENDED = [
         "http: {listen: 'h:1', wall: true, wall_broker: 'wss://u:hunter2@b'}",
         "3: http.wall_broker: expected no user name or password in the address, viewers enter it, got text (not shown)",
     ),
+    ("cluster: {url: 'nats://a', name: p}", "3: cluster.key: required, and missing"),
+    ("cluster: true", "3: cluster: expected a mapping, got true or false"),
+    (cluster(url="mqtt://a"), f'4: cluster.url: expected {SERVERS}, got "mqtt://a"'),
+    (cluster(url="nats://a,"), f'4: cluster.url: expected {SERVERS}, got "nats://a,"'),
+    (cluster(url="nats://a:0"), f'4: cluster.url: expected {SERVERS}, got "nats://a:0"'),
+    (cluster(url="nats://a/x"), '4: cluster.url: expected addresses without a path, got "nats://a/x"'),
+    (
+        cluster(url="tls://a,nats://b"),
+        "4: cluster.url: expected tls:// for all addresses or for none: what is sent to one is sent to any",
+    ),
+    (
+        cluster(url="nats://a,nats://u:hunter2@b"),
+        f"4: cluster.url: {NO_CREDENTIALS}, use cluster.username and cluster.password, got text (not shown)",
+    ),
+    (cluster(name="a b"), '5: cluster.name: expected one word: 1 to 64 of A-Z a-z 0-9 _ -, got "a b"'),
+    *(
+        (cluster(key=key), f"6: cluster.key: expected {SEALING_KEY}, got text (not shown)")
+        for key in ("hunter2", KEY[:-1], KEY + KEY, f"{KEY[:-4]}hü2=", f"'{KEY[:8]} {KEY[8:]}'")
+    ),
+    (cluster(key="12345"), "6: cluster.key: expected text, quote it, got a number (not shown)"),
+    (cluster(former_key="hunter2"), f"7: cluster.former_key: expected {SEALING_KEY}, got text (not shown)"),
+    (f"{cluster()}\n  password: hunter2", "7: cluster.password: expected a username beside the password"),
+    (
+        f"{cluster()}\n  password: [hunter2]\n  username: u",
+        "7: cluster.password: expected text, got a list (not shown)",
+    ),
+    (cluster(replicas="2"), "7: cluster.replicas: expected 1, 3 or 5, got 2"),
+    (cluster(moves="0"), "7: cluster.moves: expected a whole number from 1 to 10000, got 0"),
+    (cluster(hold="1"), f'7: cluster: unknown key "hold", expected one of {OF_A_CLUSTER}'),
+    (
+        cluster(credentials="config.yaml"),
+        '7: cluster.credentials: expected a file of NATS credentials, as nsc makes one, got "config.yaml"',
+    ),
+    (
+        cluster(credentials="none"),
+        '7: cluster.credentials: expected a file that can be read (No such file or directory), got "none"',
+    ),
+    (
+        cluster(ca_file="config.yaml"),
+        '7: cluster.ca_file: expected a file of certificates in PEM, got "config.yaml"',
+    ),
+    (
+        cluster(cert_file="config.yaml", url="tls://a"),
+        "7: cluster.cert_file: expected a key_file beside the cert_file",
+    ),
+    (cluster(key_file="config.yaml"), "7: cluster.key_file: expected a cert_file beside the key_file"),
     ("log: {level: loud}", '3: log.level: expected debug, info, warning or error, got "loud"'),
     ("log: {format: xml}", '3: log.format: expected text or json, got "xml"'),
     ("verify: false", f'3: unknown key "verify", expected one of {SECTIONS}'),
@@ -593,6 +652,34 @@ def test_certificates(tmp_path: Path) -> None:
     assert told(SOUND + "mqtt:\n  ca_file: ca.pem") == [
         "config.yaml:4: mqtt.ca_file: expected mqtts:// or wss:// in mqtt.url: without TLS no certificate is looked at"
     ]
+    of_one = {"ca_file": "ca.pem", "cert_file": "one.pem", "key_file": "one-key.pem"}
+    assert told(SOUND + cluster(url="tls://a", **of_one)) == []
+    assert told(SOUND + cluster(url="tls://a", **of_one | {"key_file": "two-key.pem"})) == [
+        "config.yaml:8: cluster.cert_file: expected a certificate and its own key without a passphrase, both in PEM"
+    ]
+    clear = "expected tls:// in cluster.url: without TLS no certificate is looked at"
+    assert told(SOUND + cluster(ca_file="ca.pem")) == [f"config.yaml:7: cluster.ca_file: {clear}"]
+    assert told(SOUND + cluster(**{name: of_one[name] for name in ("cert_file", "key_file")})) == [
+        f"config.yaml:7: cluster.cert_file: {clear}"
+    ]
+
+
+def test_credentials(tmp_path: Path) -> None:
+    """A file of NATS credentials is looked into, and none of it is ever told; a user name beside it is one too many."""
+    marks = ("NATS USER JWT", "USER NKEY SEED")
+    parts = [f"-----BEGIN {mark}-----\nhunter2\n------END {mark}------\n" for mark in marks]
+    (tmp_path / "whole.creds").write_text("".join(parts))
+    (tmp_path / "half.creds").write_text(parts[0])
+
+    made = loaded(SOUND + cluster(credentials="whole.creds")).cluster
+    assert made is not None
+    assert made.credentials == tmp_path / "whole.creds"
+    assert told(SOUND + cluster(credentials="half.creds")) == [
+        'config.yaml:7: cluster.credentials: expected a file of NATS credentials, as nsc makes one, got "half.creds"'
+    ]
+    assert told(SOUND + cluster(credentials="whole.creds", username="u")) == [
+        "config.yaml:7: cluster.credentials: expected only one of credentials, username"
+    ]
 
 
 SECRET = "hunter2-5f1b7c"  # noqa: S105 - made up
@@ -611,8 +698,9 @@ agents:
     sign_in: {password: !secret pw, phone: !secret phone, again: true}
 privacy: {mask: [a, b], with: hash}
 http: {listen: "[::1]:9464"}
+cluster: {url: "nats://a", name: prod, key: !secret key, former_key: !secret key, username: u, password: !secret mqtt}
 """
-SECRETS = f"mqtt: {SECRET}\npw: '{SECRET}'\nphone: {SECRET}\nguid: \"{SECRET}\"\n"
+SECRETS = f"key: {KEY}\nmqtt: {SECRET}\npw: '{SECRET}'\nphone: {SECRET}\nguid: \"{SECRET}\"\n"
 
 
 @st.composite
@@ -667,7 +755,7 @@ def test_no_secret_is_shown(config: bytes, secrets: bytes) -> None:
         patch.setenv("CONFIG_TEST_URL", "wss://broker")
         lines = told(config)
 
-    assert SECRET not in "\n".join(lines)
+    assert [secret for secret in (SECRET, KEY) if secret in "\n".join(lines)] == []
     assert all(line.startswith(("config.yaml", "secrets.yaml")) for line in lines)
 
 

@@ -20,6 +20,7 @@ from adapter.config.grammar import AGENT, SCHEMA, SIGN_IN, section_at
 from adapter.config.rules import Each, OrOff, Section, Word
 from adapter.config.schema import json_schema
 from adapter.errors import ConfigError
+from tests.config_support import KEY
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -56,7 +57,7 @@ def examples(tmp_path: Path) -> Path:
     (directory / "secrets.yaml").chmod(0o600)
     authority = trustme.CA()
     issued = authority.issue_cert("adapter")
-    for name in ("gateway-ca.pem", "broker-ca.pem"):
+    for name in ("gateway-ca.pem", "broker-ca.pem", "nats-ca.pem"):
         authority.cert_pem.write_to_path(str(directory / name))
     issued.cert_chain_pems[0].write_to_path(str(directory / "adapter.pem"))
     issued.private_key_pem.write_to_path(str(directory / "adapter-key.pem"))
@@ -193,12 +194,17 @@ def test_full_can_be_taken_at_its_word(examples: Path) -> None:
     text = _all_taken_in((examples / "full.yaml").read_text()).replace(
         "mqtt://localhost:1883", "mqtts://localhost:8883"
     )
+    text = re.sub(r"^  credentials: .*\n", "", text, flags=re.MULTILINE)  # which excludes username
     (examples / "full.yaml").write_text(text)
+    with (examples / "secrets.yaml").open("a") as secrets:
+        secrets.write(f"cluster_key: {KEY}\nformer_cluster_key: {KEY}\nnats_password: change-me\n")
 
     config = load(examples / "full.yaml")
 
     assert config.http is not None
     assert config.privacy is not None
+    assert config.cluster is not None
+    assert config.cluster.urls[0] == "tls://nats1.example:4222"
     assert config.mqtt.response_prefix == "responses"
     assert _mistakes(text) == []
 

@@ -11,6 +11,15 @@ Rules of this package: time alone keeps polls of two owners apart (`lease`); com
 apart (`journal`); which agent is whose share is computed, never agreed on (`shares`).
 """
 
-from adapter.cluster.joining import Joined, join
+from adapter.errors import StartError
+
+try:
+    from adapter.cluster.joining import Joined, join
+except ModuleNotFoundError as err:
+    package = (err.name or "").partition(".")[0]
+    if package not in ("nats", "cryptography"):
+        raise
+    reason = f"cluster: {package} is not installed: pip install 'ccgateway2mqtt[cluster]'"
+    raise StartError(reason, exit_code=2) from err
 
 __all__ = ["Joined", "join"]

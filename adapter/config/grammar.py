@@ -14,6 +14,7 @@ from adapter.config.rules import Check, ConflictError, Each, ExpectedError, OrOf
 from adapter.config.words import (
     Url,
     certificates,
+    credentials,
     flag,
     line,
     listen,
@@ -68,13 +69,13 @@ def _secured_files(mqtt: dict[str, object]) -> None:
             raise ConflictError(what=what, path=[name])
 
 
-def _named(mqtt: dict[str, object]) -> None:
-    if "password" in mqtt and "username" not in mqtt:
+def _named(section: dict[str, object]) -> None:
+    if "password" in section and "username" not in section:
         raise ConflictError(what="expected a username beside the password", path=["password"])
 
 
-def _certificate_with_key(mqtt: dict[str, object]) -> None:
-    match mqtt.get("cert_file"), mqtt.get("key_file"):
+def _certificate_with_key(section: dict[str, object]) -> None:
+    match section.get("cert_file"), section.get("key_file"):
         case str(cert_file), str(key_file):
             load_pair(cert_file, key_file)
         case str(), None:
@@ -94,6 +95,27 @@ def _responses_apart(mqtt: dict[str, object]) -> None:
 def _wall_is_on(http: dict[str, object]) -> None:
     if "wall_broker" in http and not http["wall"]:
         raise ConflictError(what="expected wall: true beside it", path=["wall_broker"])
+
+
+def _servers(cluster: dict[str, object]) -> None:
+    servers = cast("tuple[Url, ...]", cluster["url"])
+    if any(server.path not in ("", "/") for server in servers):
+        raise ExpectedError(what="addresses without a path", path=["url"])
+    if len({server.scheme for server in servers}) > 1:
+        what = "expected tls:// for all addresses or for none: what is sent to one is sent to any"
+        raise ConflictError(what=what, path=["url"])
+
+
+def _secured_cluster(cluster: dict[str, object]) -> None:
+    for name in ("ca_file", "cert_file"):
+        if name in cluster and cast("tuple[Url, ...]", cluster["url"])[0].scheme != "tls":
+            what = "expected tls:// in cluster.url: without TLS no certificate is looked at"
+            raise ConflictError(what=what, path=[name])
+
+
+def _one_log_in(cluster: dict[str, object]) -> None:
+    if "credentials" in cluster and "username" in cluster:
+        raise ConflictError(what="expected only one of credentials, username", path=["credentials"])
 
 
 _names = Each(line(64))
@@ -250,12 +272,18 @@ CLUSTER = Section(
         _optional("former_key", "The key before, until nothing is sealed with it any more."): sealing_key,
         _optional("username", "The adapter's name at the servers."): line(256),
         _optional("password", "Its password, best as !secret NAME or !env_var NAME."): _password,
-        _optional("credentials", "A file of NATS credentials (.creds), instead of username and password."): readable,
+        _optional("credentials", "A file of NATS credentials (.creds), instead of username and password."): credentials,
         _optional("ca_file", "Certificates (PEM) to trust instead of the system's, with tls://."): certificates,
+        _optional("cert_file", "The adapter's own certificate (PEM), with key_file."): readable,
+        _optional("key_file", "The key of cert_file (PEM, without a passphrase)."): readable,
         _optional("replicas", "On how many servers everything is stored: 1, 3 or 5.", 3): word("1", "3", "5"),
         _optional("moves", "How many agents a member hands over at a time, to one that is new.", 100): whole(1, 10_000),
     },
+    Check(("url",), _servers),
+    Check(("url", "ca_file", "cert_file"), _secured_cluster),
     Check(("username", "password"), _named),
+    Check(("username", "credentials"), _one_log_in),
+    Check(("cert_file", "key_file"), _certificate_with_key),
 )
 
 SCHEMA = Section(

@@ -18,10 +18,13 @@ from adapter.config.check import validate
 from adapter.config.grammar import MQTT
 from adapter.config.nodes import Finding, key_path
 from adapter.config.source import read
+from adapter.config.words import Url
 from adapter.errors import ConfigError, Problem
 
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 """The default ports of an address of a broker."""
+NATS_PORT = 4222
+"""The default port of an address of a NATS server."""
 WEBSOCKET_PATH = "/mqtt"
 """Where brokers speak MQTT over websocket unless told: Mosquitto anywhere, EMQX, HiveMQ and nats-server here."""
 
@@ -203,7 +206,7 @@ class ClusterConfig:
     """The fleet that this process is a member of.
 
     Attributes:
-        urls: The NATS servers.
+        urls: The NATS servers, each with its port.
         name: The fleet's name.
         keys: What seals GUIDs: the first one is used, the others are known; in base64 with ``-`` and ``_``.
         credentials: A file of NATS credentials.
@@ -218,6 +221,8 @@ class ClusterConfig:
     password: str | None = field(repr=False)
     credentials: Path | None
     ca_file: Path | None
+    cert_file: Path | None
+    key_file: Path | None
     replicas: int
     moves: int
 
@@ -375,16 +380,23 @@ def _http(values: _Values) -> HttpConfig:
 def _cluster(values: _Values) -> ClusterConfig:
     keys = (values["key"], values.get("former_key"))
     return ClusterConfig(
-        urls=tuple(address.url for address in values["url"]),
+        urls=tuple(map(_server, values["url"])),
         name=values["name"],
         keys=tuple(key.translate(str.maketrans("+/", "-_")) for key in keys if key is not None),
         username=values.get("username"),
         password=values.get("password"),
         credentials=_path(values, "credentials"),
         ca_file=_path(values, "ca_file"),
+        cert_file=_path(values, "cert_file"),
+        key_file=_path(values, "key_file"),
         replicas=int(values["replicas"]),
         moves=values["moves"],
     )
+
+
+def _server(address: Url) -> str:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{address.scheme}://{host}:{address.port or NATS_PORT}"
 
 
 def _agent(values: _Values) -> AgentConfig:

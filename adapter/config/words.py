@@ -1,7 +1,7 @@
 """The words of the configuration's grammar, for voluptuous and JSON Schema: text, numbers, addresses, topics, files.
 
 Above `rules`, whose `Rule` each of them is; below `schema`, which composes them.
-Rule of this file: names of files are absolute here already; nothing but files of certificates is opened.
+Rule of this file: names of files are absolute here already; only files of certificates and credentials are opened.
 """
 
 import base64
@@ -268,8 +268,17 @@ def _certificates(value: object) -> str:
     return found
 
 
+def _credentials(value: object) -> str:
+    found = _readable(value)
+    marks = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
+    if not all(mark in Path(found).read_bytes() for mark in marks):
+        raise ExpectedError(what="a file of NATS credentials, as nsc makes one")
+    return found
+
+
 readable = Rule(path.expected, _readable, path.schema)
 certificates = Rule(path.expected, _certificates, path.schema)
+credentials = Rule(path.expected, _credentials, path.schema)
 
 
 def load_pair(cert_file: str, key_file: str) -> None:
