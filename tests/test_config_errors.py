@@ -1,6 +1,7 @@
 """What a person is told of a configuration that cannot be used: every mistake in one run, each with its place."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -628,6 +629,23 @@ def test_secrets_that_others_may_read(caplog: pytest.LogCaptureFixture, tmp_path
         assert told(text) == []
 
     assert caplog.messages == ["secrets.yaml: others than its owner may read it; chmod 600 keeps it to the owner"]
+
+
+def test_secrets_that_are_read_by_the_group(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of root's with the group of who runs the program, as the unit and Kubernetes have it, is not open."""
+    write_secrets("a: x")
+    (tmp_path / "secrets.yaml").chmod(0o640)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+    with caplog.at_level(logging.WARNING):
+        assert told(SOUND + "instance: !secret a") == []
+        assert caplog.messages == []
+        (tmp_path / "secrets.yaml").chmod(0o644)
+        assert told(SOUND + "instance: !secret a") == []
+
+    assert len(caplog.messages) == 1
 
 
 def test_certificates(tmp_path: Path) -> None:

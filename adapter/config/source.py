@@ -104,7 +104,7 @@ class _Source:
         root = self.include(file, place=place, path=path, depth=0, plain=True)
         if root.broken:
             return Node(place=place, value=None, broken=True)
-        if first and file.stat().st_mode & 0o077:
+        if first and _open_to_others(file):
             _log.warning("%s: others than its owner may read it; chmod 600 keeps it to the owner", file)
         if not isinstance(root.value, dict):
             return self.broken(place, path, f"{file}: expected names with their values, got {type_name(root)}")
@@ -115,6 +115,13 @@ class _Source:
         if isinstance(node.value, dict | list):
             return self.broken(place, path, f"expected the secret {shown(name)} to be one value, got {describe(node)}")
         return replace(node, place=place, hidden=True)
+
+
+def _open_to_others(file: Path) -> bool:
+    """Say whether others may read a file than its owner; where that is another user, our group has to."""
+    found = file.stat()
+    by_group = found.st_uid != os.geteuid() and found.st_gid in {os.getegid(), *os.getgroups()}
+    return bool(found.st_mode & (0o007 if by_group else 0o077))
 
 
 def _read_text(file: Path, place: Place, path: KeyPath) -> str:
