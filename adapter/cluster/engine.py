@@ -300,6 +300,7 @@ async def connect(config: ClusterConfig, member: str) -> AsyncIterator[Engine]:
     Raises:
         StartError: A server refuses the log-in.
     """
+    logging.getLogger("asyncio").addFilter(_is_no_end_over_tls)
     client = await _connected(config, member)
     try:
         yield Engine(client, config)
@@ -340,6 +341,11 @@ async def _connected(config: ClusterConfig, member: str) -> Client:
             client.options["allow_reconnect"] = True
             outage.is_over()
             return client
+
+
+def _is_no_end_over_tls(record: logging.LogRecord) -> bool:
+    """Leave out what asyncio says at the end of each connection of nats-py's over TLS: nothing is wrong with that."""
+    return not record.getMessage().startswith("returning true from eof_received()")
 
 
 def _tls_context(config: ClusterConfig) -> ssl.SSLContext | None:
