@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapter.agent.presence import Timing
+from adapter.cluster.topics import MemberTopics
 from adapter.config import load
 from adapter.purge import purge
 from adapter.simulator import Simulator
@@ -42,11 +43,14 @@ RESPONSE = TOPICS.response("reload")
 COMMANDS = {CALLDATA, SESSION, RELOAD}
 ANSWERS = {CALLDATA_RESULT, SESSION_RESULT, RESPONSE}
 MARK = TOPICS.bridge("mark")
+MEMBER = MemberTopics("agents", "adapter-1")
+MEMBERS = {MEMBER.bridge("availability"), MEMBER.bridge("info"), MEMBER.bridge("health")}
+MEMBER_MARK = MEMBER.bridge("mark")
 DISCOVERY = discovery("homeassistant", "x")
 AGENT = discovery("homeassistant", "ccgateway2mqtt_main_102")
 BIRTH = "homeassistant/status"
 HOME = {DISCOVERY, BIRTH, "homeassistant/sensor/x/config"}
-EVERYTHING = SHOWN | STATUS | COMMANDS | ANSWERS | HOME | {MARK}
+EVERYTHING = SHOWN | STATUS | COMMANDS | ANSWERS | HOME | MEMBERS | {MARK, MEMBER_MARK}
 FOREIGN = {"agents", "other/topic"}
 
 MAY_WRITE = {
@@ -59,10 +63,10 @@ MAY_WRITE = {
 }
 MAY_READ = {
     "adapter": EVERYTHING - HOME | {DISCOVERY, BIRTH},
-    "dashboard": SHOWN | STATUS,
+    "dashboard": SHOWN | STATUS | MEMBERS,
     "sender": SHOWN | {TOPICS.bridge("health"), CALLDATA_RESULT},
     "homeassistant": SHOWN | HOME | {TOPICS.bridge("info"), TOPICS.bridge("health")},
-    "operator": SHOWN | STATUS | {SESSION_RESULT, RESPONSE},
+    "operator": SHOWN | STATUS | MEMBERS | {SESSION_RESULT, RESPONSE},
 }
 
 
