@@ -1,6 +1,7 @@
 # ccgateway2mqtt in a container. Mount a directory or files at /config (config.yaml, secrets.yaml, CA files) and a
 # volume at /data; config.yaml says `storage: {path: /data/ccgateway2mqtt.db}`. Everything else may be read-only.
-# A stop takes up to 20 s, so give it `--stop-timeout 30`. examples/compose/ has all of it.
+# A stop takes up to 20 s, so give it `--stop-timeout 30`. examples/compose/ has all of it, examples/compose-cluster/ and
+# examples/kubernetes/ have several of it.
 
 FROM python:3.13-slim-bookworm AS build
 
@@ -21,7 +22,8 @@ RUN python3 -m venv --without-pip /opt/ccgateway2mqtt \
     && python3 -m venv /build \
     && /build/bin/pip install --no-cache-dir --constraint constraints.txt pip \
     && /build/bin/pip wheel --no-cache-dir --no-deps --build-constraint constraints.txt --wheel-dir /dist . \
-    && /build/bin/pip --python /opt/ccgateway2mqtt/bin/python3 install --no-cache-dir --constraint constraints.txt /dist/*.whl
+    && set -- /dist/*.whl \
+    && /build/bin/pip --python /opt/ccgateway2mqtt/bin/python3 install --no-cache-dir --constraint constraints.txt "$1[cluster]"
 
 
 FROM python:3.13-slim-bookworm
