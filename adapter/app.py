@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from adapter.agent.presence import Shared, Timing
 from adapter.bridge import Bridge, Request
-from adapter.commands import Commands
 from adapter.config import Config, load
 from adapter.config.report import difference
 from adapter.errors import AdapterError, CommandError, StorageError, StorageFullError
 from adapter.event import timestamp
-from adapter.fleet import Fleet
-from adapter.gateway import Gateway
-from adapter.intake import Flood, subscriptions
+from adapter.intake import Flood
 from adapter.link import Link
 from adapter.logs import TopicHandler, set_up
 from adapter.mark import Mark
 from adapter.metrics import Counters
-from adapter.mqtt import ProtocolName, Received
+from adapter.mqtt import Connection, ProtocolName, Received
 from adapter.operations import Operations
 from adapter.outage import Outage
 from adapter.preparation import (
@@ -44,11 +41,10 @@ from adapter.preparation import (
     warn_of_the_unverified,
 )
 from adapter.privacy import Mask
-from adapter.store.outbox import Outbox, open_outbox
-from adapter.topics import BRIDGE, Topics
+from adapter.role import Role, Stage, alone
+from adapter.topics import BRIDGE
 
 if TYPE_CHECKING:  # imported where it is switched on
-    from adapter.cluster import Joined
     from adapter.home_assistant import Announcing
 
 _log = logging.getLogger(__name__)
@@ -72,17 +68,15 @@ Ending = Literal["stopped", "restart"]
 class App:
     """One run of the adapter, from start to stop."""
 
-    def __init__(
-        self, config: Config, outbox: Outbox, mask: Mask | None, timing: Timing, joined: "Joined | None" = None
-    ) -> None:
-        self._joined = joined
+    def __init__(self, config: Config, role: Role, mask: Mask | None, timing: Timing) -> None:
+        self._role = role
         self._config = config
-        self._outbox = outbox
+        self._outbox = role.outbox
         self._started_at = datetime.now(UTC)
         self._shared = Shared(
             config=config,
-            outbox=outbox,
-            topics=Topics(config.mqtt.topic_prefix) if joined is None else joined.topics,
+            outbox=role.outbox,
+            topics=role.topics,
             counters=Counters(),
             gateway_outage=Outage("gateway"),
             storage_outage=Outage("storage"),
@@ -133,14 +127,10 @@ class App:
         """Build the parts and start them, the link to the broker first; give its task."""
         topics, timing = self._shared.topics, self._shared.timing
         protocol = await self._outbox.recall("protocol")
-        self._fleet = (
-            Fleet(Gateway(self._config.gateway), self._shared, self._tasks)
-            if self._joined is None
-            else self._joined.fleet(self._shared, self._tasks)
-        )
+        self._fleet = self._role.fleet(self._shared, self._tasks)
         flood = Flood()
         self._bridge = Bridge(self._shared, self._fleet.pollers, flood, self._started_at)
-        self._commands = Commands(self._shared, self._fleet.pollers, flood)
+        self._commands = self._role.commands(self._shared, self._fleet, flood)
         mark = Mark(self._outbox, topics.bridge("mark"), every_s=timing.mark_s, wait_s=timing.no_mark_s)
         self._link = Link(
             self._config.mqtt,
@@ -148,18 +138,19 @@ class App:
             topics=topics,
             counters=self._shared.counters,
             mark=mark,
-            subscriptions=subscriptions(topics, self._config.commands),
+            subscriptions=self._role.subscriptions(self._config),
             receive=self._receive,
             connected=self._connected,
             remembered=None if protocol is None else cast("ProtocolName", protocol.decode()),
             own_starts=await self._note_start(),
         )
         self._operations = Operations(self._shared, self._fleet.pollers, self._bridge, self._link, mark)
-        self._bridge.requests = self._operations.requests | {
+        own = {
             "agents": Request(lambda _: self._bridge.agents()),
             "reload": Request(lambda _: self.reload()),
             "restart": Request(lambda _: self._restart()),
         }
+        self._bridge.requests = self._role.requests(self._operations.requests | own)
         handler = TopicHandler(topics.bridge("log"), self._link.publish)
         logging.getLogger().addHandler(handler)
         stack.callback(logging.getLogger().removeHandler, handler)
@@ -182,12 +173,20 @@ class App:
             from adapter.home_assistant import Announcing  # noqa: PLC0415 - as above
 
             self._announcing = Announcing(
-                self._config,
+                self._role.identity(self._config),
                 before=announced,
                 remember=lambda prefix: self._outbox.remember("home_assistant", prefix.encode()),
                 show=self._show_again,
                 after_birth_s=timing.after_birth_s,
             )
+        stage = Stage(
+            config=self._config,
+            link=self._link,
+            bridge=self._bridge,
+            receive=self._receive,
+            connected=self._announce_over,
+        )
+        self._voice = await self._role.speak(stage, self._tasks)
         link = self._tasks.create_task(self._link.run(), name="link")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
@@ -219,7 +218,8 @@ class App:
                 set_up(new.log)
             self._config = new
             if self._announcing is not None:
-                self._announcing.introduce(new)
+                self._announcing.introduce(self._role.identity(new))
+            self._voice.introduce(self._role.identity(new))
             waiting = await self._fleet.change(new.agents, change.removed, change.changed, hurry=self._hurry)
             await self._bridge.introduce(new)
             await self._commands.restore(waiting)
@@ -293,6 +293,7 @@ class App:
         try:
             self._link.publish(await self._bridge.health())
             await self._bridge.refresh_info()
+            await self._voice.tell_health()
             await self._commands.forget()
         except StorageError as error:
             _log.debug("report: %s", error)
@@ -306,13 +307,17 @@ class App:
 
     def _connected(self) -> None:
         self._report_soon()
-        if self._announcing is not None and self._link.connection is not None:
-            self._announcing.connected(self._link.connection)
+        if self._link.connection is not None:
+            self._voice.linked(self._link.connection)
+
+    def _announce_over(self, connection: Connection) -> None:
+        if self._announcing is not None:
+            self._announcing.connected(connection)
 
     def _show_again(self, name: str) -> None:
         """Send again what is retained of an agent, or with ``bridge`` that the adapter is there."""
         if name == BRIDGE:
-            self._link.repeat_availability()
+            self._voice.repeat_availability()
         else:
             self._fleet.show_again(name)
 
@@ -341,6 +346,8 @@ class App:
             return
         acknowledge()
         name = self._shared.topics.parse_request(received.topic)
+        if self._voice.hear(received):
+            return
         if name is not None:
             self._bridge.receive(name, received)
         elif self._announcing is not None:
@@ -374,17 +381,14 @@ async def run(
     raise_file_limit(len(config.agents))
     favour_the_event_loop()
     warn_of_the_unverified(config)
-    async with contextlib.AsyncExitStack() as stack:
-        joined: Joined | None = None
-        outbox: Outbox
-        if config.cluster is None:
-            outbox = await stack.enter_async_context(open_outbox(config.storage.path, config.storage.max_mb))
-        else:
-            from adapter.cluster import join  # noqa: PLC0415 - as above
+    if config.cluster is None:
+        place: contextlib.AbstractAsyncContextManager[Role] = alone(config)
+    else:
+        from adapter.cluster import join  # noqa: PLC0415 - as above
 
-            joined = await stack.enter_async_context(join(config))
-            outbox = joined.outbox
-        app = App(config, outbox, await make_mask(config.privacy, outbox), timing or Timing(), joined)
+        place = join(config)
+    async with place as role:
+        app = App(config, role, await make_mask(config.privacy, role.outbox), timing or Timing())
         control(app)
         if handle_signals:
             loop = asyncio.get_running_loop()

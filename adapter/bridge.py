@@ -105,7 +105,7 @@ class Bridge:
         """
         self._config = config
         change = Change()
-        pages = _pages(
+        pages = paged(
             [RosterAgent(work_no=agent.work_no, name=agent.name, group=agent.group) for agent in config.agents]
         )
         for number, page in enumerate(pages, start=1):
@@ -219,8 +219,7 @@ class Bridge:
             )
             for poller in self._pollers.values()
         ]
-        pages = _pages(agents)
-        return [{"page": number, "pages": len(pages), "agents": page} for number, page in enumerate(pages, start=1)]
+        return on_pages(agents)
 
     def describe(self) -> InfoPayload:
         """Say what runs here, with the configuration that may be shown."""
@@ -247,7 +246,14 @@ def resident_bytes() -> int:
         return 0
 
 
-def _pages(items: list[_T]) -> list[list[_T]]:
+def on_pages(agents: list[_T]) -> list[dict[str, Any]]:
+    """Give what answers the request for agents, a response for each page of them."""
+    pages = paged(agents)
+    return [{"page": number, "pages": len(pages), "agents": page} for number, page in enumerate(pages, start=1)]
+
+
+def paged(items: list[_T]) -> list[list[_T]]:
+    """Cut a list into pages of the roster, of which there is one at least."""
     return [items[first : first + _PAGE] for first in range(0, len(items), _PAGE)] or [[]]
 
 

@@ -160,7 +160,7 @@ class Commands:
         try:
             parsed = _parse(received, kind)
             check_properties(received.correlation, self._allowed(received.response_topic))
-            self._poller(work_no)
+            self._check_agent(work_no)
         except CommandError as error:
             refusal = error.reason
         command = CommandRecord(
@@ -195,6 +195,10 @@ class Commands:
             poller.give(command)
         else:
             poller.order(order_of(command))
+
+    def _check_agent(self, work_no: str) -> None:
+        """Refuse what is for no agent of ours."""
+        self._poller(work_no)
 
     def _poller(self, work_no: str) -> Poller:
         poller = self._pollers.get(work_no)

@@ -41,7 +41,7 @@ FLOORS = (
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
     ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
-    ("diagnostics", "operations"),
+    ("diagnostics", "operations", "role"),
     (
         "cluster.lease",
         "cluster.shares",
@@ -51,6 +51,9 @@ FLOORS = (
         "cluster.membership",
         "cluster.journal",
         "cluster.fleet",
+        "cluster.commands",
+        "cluster.requests",
+        "cluster.speaker",
         "cluster.joining",
         "cluster",
     ),

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
-from tests.adapter_support import Running, decoded, settings, start, write
+from tests.adapter_support import Running, decoded, settings, start, wait_for, write
 from tests.broker_support import Broker, Peer
 from tests.cluster_support import Servers, servers, until
 
@@ -88,3 +90,81 @@ async def test_another_configuration_is_refused(tmp_path: Path, shared_broker: B
             with pytest.raises(StartError, match="member a has another configuration") as refused:
                 await start(other)
     assert refused.value.exit_code == 2
+
+
+async def test_commands_reach_whoever_has_the_agent(tmp_path: Path, shared_broker: Broker) -> None:
+    """C2 to C4 in a fleet: each command is executed once, by the agent's owner, and answered once."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        work_nos = [agent.work_no for agent in simulator.agents]
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            async with members(paths) as running:
+                await until(lambda: Counter([*polled_by(running)[0], *polled_by(running)[1]]) == Counter(work_nos))
+                await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"online"))
+                for work_no in work_nos:
+                    await peer.publish(f"agents/{work_no}/calldata/set", b'{"calldata": "customer", "id": "one"}')
+                await peer.publish("agents/999/calldata/set", b'{"calldata": "customer", "id": "two"}')
+                for work_no in work_nos:
+                    result = await wait_for(
+                        peer, f"agents/{work_no}/calldata/result", lambda found: found["id"] == "one"
+                    )
+                    assert result["status"] == "applied"
+                unknown = await wait_for(peer, "agents/999/calldata/result", lambda found: found["id"] == "two")
+                assert (unknown["status"], unknown["reason"]) == ("rejected", "unknown agent")
+                await peer.publish(f"agents/{work_nos[0]}/calldata/set", b'{"calldata": "another", "id": "one"}')
+                await peer.wait_for(lambda: len(peer.on(f"agents/{work_nos[0]}/calldata/result")) > 1)
+            results = {work_no: peer.payloads(f"agents/{work_no}/calldata/result") for work_no in work_nos}
+        assert [len(results[work_no]) for work_no in work_nos] == [2] + [1] * (AGENTS - 1)
+        assert len(set(results[work_nos[0]])) == 1  # the first result, to the byte
+        sent = {work_no: [poll.calldata for poll in simulator.polls(work_no) if poll.calldata] for work_no in work_nos}
+        assert sent == {work_no: ["customer"] for work_no in work_nos}
+
+
+def said(peer: Peer, topic: str, payload: bytes) -> bool:
+    """Say whether a payload came on a topic, and not as what an earlier fleet has left there."""
+    return any(message.payload == payload and not message.retain for message in peer.on(topic))
+
+
+async def test_the_fleet_is_online_while_a_member_is(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 6: `bridge/availability` belongs to the fleet, and each member has one of its own."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        with Peer(shared_broker, ["agents/bridge/#"]) as peer:
+            async with members(paths) as running:
+                for place in ("", "member/a/", "member/b/"):
+                    topic = f"agents/bridge/{place}availability"
+                    await peer.wait_for(partial(said, peer, topic, b"online"))
+                await wait_for(peer, "agents/bridge/health", lambda found: sum(found["agents"].values()) == AGENTS)
+                info = await wait_for(peer, "agents/bridge/info", lambda found: found["agents"]["configured"] == AGENTS)
+                assert info["instance"] == "test"
+                await peer.publish("agents/bridge/request/agents", b'{"id": "who"}')
+                roster = await wait_for(peer, "agents/bridge/response/agents", lambda found: found["id"] == "who")
+                assert [agent["workNo"] for agent in roster["data"]["agents"]] == [
+                    agent.work_no for agent in simulator.agents
+                ]
+                await running[0].stop()
+                await peer.wait_for(lambda: peer.payloads("agents/bridge/member/a/availability")[-1] == b"offline")
+                assert b"offline" not in peer.payloads("agents/bridge/availability")
+                await running[1].stop()
+                await peer.wait_for(lambda: peer.payloads("agents/bridge/availability")[-1] == b"offline")
+
+
+async def test_a_reload_reaches_all_members(tmp_path: Path, shared_broker: Broker) -> None:
+    """C7 in a fleet: one request has all members read their file again."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        gone = simulator.agents[-1].work_no
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            async with members(paths) as running:
+                await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"online"))
+                await until(lambda: sum(map(len, polled_by(running))) == AGENTS)
+                for path in paths:
+                    values = yaml.safe_load(path.read_text())
+                    values["agents"] = [agent for agent in values["agents"] if agent["work_no"] != gone]
+                    path.write_text(yaml.safe_dump(values))
+                await peer.publish("agents/bridge/request/reload", b'{"id": "less"}')
+                response = await wait_for(peer, "agents/bridge/response/reload", lambda found: found["id"] == "less")
+                assert response["status"] == "ok", response
+                assert response["data"]["removed"] == [gone]
+                await until(lambda: sum(map(len, polled_by(running))) == AGENTS - 1)
+                await peer.wait_for(lambda: peer.payloads(f"agents/{gone}/state")[-1] == b"")

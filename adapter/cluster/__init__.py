@@ -14,7 +14,7 @@ apart (`journal`); which agent is whose share is computed, never agreed on (`sha
 from adapter.errors import StartError
 
 try:
-    from adapter.cluster.joining import Joined, join
+    from adapter.cluster.joining import Member, join
 except ModuleNotFoundError as err:
     package = (err.name or "").partition(".")[0]
     if package not in ("nats", "cryptography"):
@@ -22,4 +22,4 @@ except ModuleNotFoundError as err:
     reason = f"cluster: {package} is not installed: pip install 'ccgateway2mqtt[cluster]'"
     raise StartError(reason, exit_code=2) from err
 
-__all__ = ["Joined", "join"]
+__all__ = ["Member", "join"]

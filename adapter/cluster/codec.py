@@ -11,7 +11,7 @@ import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from adapter.errors import ClusterError
-from adapter.store.records import AgentRecord, Outgoing
+from adapter.store.records import AgentRecord, CommandRecord, Outgoing
 
 _VERSION: Final = 1
 
@@ -33,6 +33,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         sealed: GUID and cookies.
         outgoing: What is to be published, and may have been.
         newest: The agent's newest event, where that is published and not in `outgoing`.
+        settled: Commands that have their result by now, sealed.
     """
 
     version: int = _VERSION
@@ -44,10 +45,12 @@ class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sealed: bytes
     outgoing: tuple[Outgoing, ...] = ()
     newest: bytes = b""
+    settled: tuple[bytes, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Page)
+_decode_command = msgspec.msgpack.Decoder(CommandRecord).decode
 _decode_secrets = msgspec.msgpack.Decoder(_Secrets).decode
 
 
@@ -67,8 +70,30 @@ class Codec:
             _encode(_Secrets(agent.work_no, agent.guid, agent.guid_origin, agent.cookies)),
         )
 
-    def write(
-        self, agent: AgentRecord, *, owner: str, sealed: bytes, outgoing: Sequence[Outgoing] = (), newest: bytes = b""
+    def seal_command(self, command: CommandRecord) -> bytes:
+        """Seal a command: it may hold a GUID, or what a caller told."""
+        return self._fernet.encrypt(_encode(command))
+
+    def open_command(self, data: bytes) -> CommandRecord:
+        """Read a command.
+
+        Raises:
+            ClusterError: It was sealed with another key.
+        """
+        try:
+            return _decode_command(self._fernet.decrypt(data))
+        except (InvalidToken, msgspec.DecodeError) as err:
+            raise ClusterError("a command was sealed with another cluster.key") from err
+
+    def write(  # noqa: PLR0913 - what a page has
+        self,
+        agent: AgentRecord,
+        *,
+        owner: str,
+        sealed: bytes,
+        outgoing: Sequence[Outgoing] = (),
+        newest: bytes = b"",
+        settled: Sequence[bytes] = (),
     ) -> bytes:
         """Write a page.
 
@@ -78,6 +103,7 @@ class Codec:
             sealed: What `seal` gave for it.
             outgoing: What is to be published.
             newest: The payload of its newest event, where that is published.
+            settled: Commands that have their result now, as `seal_command` gives them.
         """
         return _encode(
             Page(
@@ -89,6 +115,7 @@ class Codec:
                 sealed=sealed,
                 outgoing=tuple(outgoing),
                 newest=newest,
+                settled=tuple(settled),
             )
         )
 

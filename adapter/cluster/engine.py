@@ -46,6 +46,8 @@ _PING_S = 5
 """How often a server is asked whether it is still there; twice in vain, and another one is taken."""
 _FORGOTTEN_S = 600.0
 """After how long a lease that nobody struck out goes by itself: the fleet was away as a whole."""
+_COMMANDS_S = 3600.0
+"""How long commands and their results are kept (C4)."""
 _REPEATS_S = 120.0
 """How long the servers remember ids, by which they know a repeated message."""
 _WRONG_LAST = (10071, 10164)
@@ -74,6 +76,8 @@ class Engine:
         self._stream = f"ccgateway2mqtt_{config.name}_agents"
         self._jetstream: JetStreamContext = client.jetstream(timeout=_ANSWER_S)
         self._members: KeyValue
+        self._kept = f"ccgateway2mqtt_{config.name}_commands"
+        self._commands: KeyValue
 
     async def prepare(self) -> None:
         """Make the bucket and the stream, where they are not there yet.
@@ -98,9 +102,16 @@ class Engine:
             replicas=self._config.replicas,
             direct=True,
         )
+        commands = KeyValueConfig(
+            bucket=self._kept,
+            description="Commands of a fleet of ccgateway2mqtt, and their results",
+            ttl=_COMMANDS_S,
+            replicas=self._config.replicas,
+        )
         try:
             await _asked(self._jetstream.add_stream(journal))
             self._members = await _asked(self._jetstream.create_key_value(members))
+            self._commands = await _asked(self._jetstream.create_key_value(commands))
         except nats.js.errors.APIError as err:
             hint = f"; cluster.replicas is {self._config.replicas}" if err.err_code == _NONE_HERE else ""
             reason = f"cluster: {self._config.name} cannot be kept there: {err.description}{hint}"
@@ -231,8 +242,73 @@ class Engine:
     async def _last(self, stream: str, subject: str) -> Stored | None:
         return _stored(await _asked(self._jetstream.get_last_msg(stream, subject), missing=None))
 
-    async def _next(self, subject: str, place: int) -> Stored | None:
-        return _stored(await _asked(self._jetstream.get_msg(self._stream, place, subject, next=True), missing=None))
+    async def _next(self, subject: str, place: int, stream: str | None = None) -> Stored | None:
+        question = self._jetstream.get_msg(stream or self._stream, place, subject, next=True)
+        return _stored(await _asked(question, missing=None))
+
+    # Commands.
+
+    async def admit_command(self, key: str, value: bytes) -> None:
+        """Keep a new command. Raises as `enlist`."""
+        await _asked(self._commands.create(key, value))
+
+    async def settle_command(self, key: str, value: bytes) -> None:
+        """Keep a command with its result. Raises as `members`."""
+        await _asked(self._commands.put(key, value))
+
+    async def command(self, key: str) -> Stored | None:
+        """Read a command from the server that leads. Raises as `members`."""
+        return await self._last(f"KV_{self._kept}", f"$KV.{self._kept}.{key}")
+
+    async def commands_of(self, work_no: str) -> list[Stored]:
+        """Read the commands of an agent from the server that leads, oldest first. Raises as `members`."""
+        found: list[Stored] = []
+        subject, place = f"$KV.{self._kept}.{work_no}.>", 1
+        while (message := await self._next(subject, place, stream=f"KV_{self._kept}")) is not None:
+            found.append(message)
+            place = message.revision + 1
+        return found
+
+    # Questions to all members.
+
+    async def ask(self, what: str, data: bytes, enough: Callable[[list[bytes]], bool], within_s: float) -> list[bytes]:
+        """Ask all members something; give what they answer.
+
+        Args:
+            what: What `serve` names it.
+            data: The question.
+            enough: Whether no more answers are waited for.
+            within_s: For how long.
+
+        Raises:
+            ClusterUnavailableError: Nobody can be asked.
+        """
+        inbox, given = self._client.new_inbox(), list[bytes]()
+        try:
+            heard = await self._client.subscribe(inbox)
+            try:
+                await self._client.publish(f"{self._root}.ask.{what}", data, reply=inbox)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
+                        while not enough(given):
+                            given.append((await heard.next_msg(timeout=within_s)).data)
+            finally:
+                await heard.unsubscribe()
+        except nats.errors.TimeoutError:
+            pass
+        except nats.errors.Error as err:
+            raise ClusterUnavailableError(_reason(err)) from err
+        return given
+
+    async def serve(self, what: str, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """Answer a question that is asked of all members."""
+
+        async def asked(message: Msg) -> None:
+            given = await answer(message.data)
+            with contextlib.suppress(nats.errors.Error):
+                await message.respond(given)
+
+        await self._client.subscribe(f"{self._root}.ask.{what}", cb=asked)
 
     # Hints: what one member tells the others so that they need not wait; any of it may be lost.
 

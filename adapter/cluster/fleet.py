@@ -13,7 +13,8 @@ Rules of this file:
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 
 import msgspec
@@ -25,7 +26,7 @@ from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.journal import Journal
 from adapter.cluster.membership import Membership
 from adapter.cluster.shares import shares
-from adapter.config import AgentConfig, Config
+from adapter.config import AgentConfig
 from adapter.errors import ClusterError, ClusterUnavailableError
 from adapter.event import Event, Members
 from adapter.fleet import Fleet
@@ -49,7 +50,14 @@ _PUBLISHED_S = 1.0
 
 
 class SharedFleet(Fleet):
-    """The pollers of one member."""
+    """The pollers of one member.
+
+    Attributes:
+        configured: All agents of the configuration, ours and others'.
+        claimed: Called with the number of an agent that has become ours.
+        released: Called with the number of one that is not ours any more.
+        farewell: Called before this member leaves.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it ties together
         self,
@@ -65,13 +73,15 @@ class SharedFleet(Fleet):
         self._journal = journal
         self._engine = engine
         self._codec = codec
-        self._configured: dict[str, AgentConfig] = {}
+        self.configured: dict[str, AgentConfig] = {}
+        self.claimed: Callable[[str], None] = lambda _: None
+        self.released: Callable[[str], None] = lambda _: None
+        self.farewell: Callable[[], Awaitable[None]] | None = None
         self._moves = 1 if shared.config.cluster is None else shared.config.cluster.moves
         self._wake = membership.changed
         self._share: set[str] = set()
         self._look_at: dict[str, float] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._late: set[str] = set()
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
         membership.struck_out = self._give_up
@@ -83,7 +93,7 @@ class SharedFleet(Fleet):
 
     def start(self, agents: Iterable[AgentConfig], *, after_kill: bool = False) -> None:
         """Begin to poll our share of the agents."""
-        self._configured = {agent.work_no: agent for agent in agents}
+        self.configured = {agent.work_no: agent for agent in agents}
         self._begin_s = AFTER_FAILURE_S if after_kill else 0.0
         self._journal.begin(self._membership.term)
         work = (self._membership.run, self._balance, self._make_tidy, self._take_in_late)
@@ -97,8 +107,9 @@ class SharedFleet(Fleet):
         self, agents: Iterable[AgentConfig], removed: list[str], changed: list[str], *, hurry: asyncio.Event
     ) -> list[CommandRecord]:
         """Go on with another list of agents (C7)."""
-        self._configured = {agent.work_no: agent for agent in agents}
-        ours = [work_no for work_no in removed if work_no in self._running]
+        self.configured = {agent.work_no: agent for agent in agents}
+        self._membership.adopt(replace(self._shared.config, agents=tuple(self.configured.values())))
+        ours = [work_no for work_no in removed if work_no in self._running or work_no in self._share]
         ended = await self._end(
             [*ours, *(each for each in changed if each in self._running)], sign_out=ours, hurry=hurry
         )
@@ -110,16 +121,21 @@ class SharedFleet(Fleet):
                 await self._engine.forget(work_no)
         for work_no in changed:
             if work_no in self.pollers:
-                self._start(self._configured[work_no], 0.0)
+                self._start(self.configured[work_no], 0.0)
         return [command for poller in ended for command in poller.waiting()]
 
-    def adopt(self, config: Config) -> None:
-        """Take note of the configuration that `change` was for."""
-        self._membership.adopt(config)
+    def show_again(self, work_no: str) -> None:
+        """Have the state and the availability of an agent sent again, by whoever has it."""
+        if work_no in self.pollers:
+            super().show_again(work_no)
+        elif work_no in self.configured:
+            self._tasks.create_task(self._engine.tell("show", work_no.encode()))
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Hand all agents over, each when its poll is over; in a `hurry` at once."""
         self._stopping = True
+        if self.farewell is not None:  # before others know: who speaks next throws us off the broker
+            await self.farewell()
         self._membership.leave_soon()
         for work_no in list(self._running):
             self._hand_over(work_no, hurry)
@@ -143,8 +159,8 @@ class SharedFleet(Fleet):
             self._wake.clear()
             if self._stopping or not self._membership.term.valid():
                 continue
-            if self._membership.sharing != sharing or self._configured is not configured:
-                sharing, configured = self._membership.sharing, self._configured
+            if self._membership.sharing != sharing or self.configured is not configured:
+                sharing, configured = self._membership.sharing, self.configured
                 assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
                 self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
                 self._look_at.clear()
@@ -168,6 +184,7 @@ class SharedFleet(Fleet):
     async def _release(self, work_no: str, hurry: asyncio.Event) -> None:
         """End an agent's poller when its poll is over, and make the agent nobody's."""
         record = await self.let_go(work_no, hurry=hurry)
+        self.released(work_no)
         await self._journal.published(work_no, _PUBLISHED_S)
         if self._journal.owns(work_no):
             try:
@@ -212,13 +229,13 @@ class SharedFleet(Fleet):
             return
         if record is None:
             return  # somebody was first; the next look shows who
-        if self._stopping or work_no not in self._configured:
+        if self._stopping or work_no not in self.configured:
             await self._journal.release(work_no, record)
             return
         # Its last owner was not able to say when its poll was over: for the gateway that one may have failed.
         cut_s = AFTER_FAILURE_S if page is not None and page.owner else self._begin_s
-        self.take(self._configured[work_no], record, cut_s + place * _CONNECT_S)
-        self._late.add(work_no)
+        self.take(self.configured[work_no], record, cut_s + place * _CONNECT_S)
+        self.claimed(work_no)
 
     def _lose(self, work_no: str) -> None:
         """End the poller of an agent that is another's by now."""
@@ -249,11 +266,12 @@ class SharedFleet(Fleet):
         heard = asyncio.Event()
 
         def hear(data: bytes) -> None:
-            self._late.add(data.decode())
-            heard.set()
+            if data.decode() in self._running:
+                heard.set()
 
         await self._engine.listen("late", hear)
         await self._engine.listen("released", self._hear_released)
+        await self._engine.listen("show", self._hear_show)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LATE_S):
@@ -269,6 +287,10 @@ class SharedFleet(Fleet):
     def _hear_released(self, data: bytes) -> None:
         self._look_at.pop(data.decode(), None)
         self._wake.set()
+
+    def _hear_show(self, data: bytes) -> None:
+        if (work_no := data.decode()) in self.pollers:
+            super().show_again(work_no)
 
     async def _take_in(self, work_no: str) -> None:
         presence = self.pollers[work_no].presence

@@ -3,46 +3,93 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from adapter.agent.presence import Shared
+from adapter.bridge import Request
 from adapter.cluster.codec import Codec
+from adapter.cluster.commands import SharedCommands
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.membership import Membership
+from adapter.cluster.requests import FleetRequests
+from adapter.cluster.speaker import Speaker
 from adapter.cluster.topics import MemberTopics
 from adapter.config import Config
+from adapter.fleet import Fleet
+from adapter.intake import Flood
+from adapter.link import Subscription
+from adapter.role import Stage, Voice
 from adapter.store.outbox import open_as
 
 _STORAGE = "cluster"
 """Under which the database remembers that it is a member's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """What a member has instead of what a program alone has.
+class Member:
+    """A member of a fleet: the role of a program that is not alone.
 
     Attributes:
         outbox: The outbox.
         topics: The topics: those of the bridge are the member's own.
     """
 
-    outbox: Journal
-    topics: MemberTopics
-    _engine: Engine
-    _codec: Codec
-    _membership: Membership
+    def __init__(
+        self, outbox: Journal, topics: MemberTopics, engine: Engine, codec: Codec, membership: Membership
+    ) -> None:
+        self.outbox = outbox
+        self.topics = topics
+        self._engine = engine
+        self._codec = codec
+        self._membership = membership
+        self._fleet: SharedFleet
+        self._commands: SharedCommands
+        self._requests: FleetRequests
 
-    def fleet(self, shared: Shared, tasks: asyncio.TaskGroup) -> SharedFleet:
-        """Make the fleet."""
-        return SharedFleet(shared, tasks, self._membership, self.outbox, self._engine, self._codec)
+    def identity(self, config: Config) -> Config:
+        """Give the configuration under the fleet's name."""
+        return config if config.cluster is None else replace(config, instance=config.cluster.name)
+
+    def fleet(self, shared: Shared, tasks: asyncio.TaskGroup) -> Fleet:
+        """Make what polls our share of the agents."""
+        self._fleet = SharedFleet(shared, tasks, self._membership, self.outbox, self._engine, self._codec)
+        return self._fleet
+
+    def commands(self, shared: Shared, _fleet: Fleet, flood: Flood) -> SharedCommands:
+        """Make what takes commands for all agents, and obeys those for ours."""
+        self._commands = SharedCommands(shared, self._fleet, flood, self._engine, self.outbox)
+        return self._commands
+
+    def subscriptions(self, _config: Config) -> list[Subscription]:
+        """List the fleet's availability: commands and requests come to the speaker."""
+        return [(f"{self.topics.prefix}/bridge/availability", 1)]
+
+    def requests(self, requests: Mapping[str, Request]) -> dict[str, Request]:
+        """Give what answers requests for all members."""
+        self._requests = FleetRequests(self._engine, self._membership, self._fleet, requests)
+        return self._requests.shared()
+
+    async def speak(self, stage: Stage, tasks: asyncio.TaskGroup) -> Voice:
+        """Begin to be heard, whenever it is our turn to speak for the fleet."""
+        speaker = Speaker(self.identity(stage.config), self._membership, self._engine, stage)
+        await self._requests.serve()
+        await self._commands.listen()
+        await speaker.listen()
+        task = tasks.create_task(speaker.run(), name="cluster.speaker")
+
+        async def farewell() -> None:
+            speaker.close()
+            await asyncio.wait([task])
+
+        self._fleet.farewell = farewell
+        return speaker
 
 
 @contextlib.asynccontextmanager
-async def join(config: Config) -> AsyncIterator[Joined]:
+async def join(config: Config) -> AsyncIterator[Member]:
     """Become a member of the fleet that the configuration names, while the context lasts.
 
     Raises:
@@ -60,7 +107,7 @@ async def join(config: Config) -> AsyncIterator[Joined]:
             storage = await _prepare(journal)
             membership = Membership(engine, config, storage=storage)
             await membership.enlist()
-            yield Joined(journal, topics, engine, codec, membership)
+            yield Member(journal, topics, engine, codec, membership)
 
 
 async def _prepare(journal: Journal) -> str:

@@ -16,6 +16,7 @@ the journals hold all that is not published. Rules of this file:
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from adapter.event import new_id
 from adapter.outage import Outage
 from adapter.store.database import Database
 from adapter.store.outbox import Outbox
-from adapter.store.records import AgentRecord, Change, Entry, Outgoing, Removals, Slot
+from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Removals, Slot
 from adapter.store.worker import Worker
 from adapter.topics import Topics
 
@@ -159,11 +160,14 @@ class Journal(Outbox):
         return record
 
     async def _waiting_in(self, work_no: str, newest: Stored) -> list[Outgoing]:
-        """Read what all pages of a journal have to publish."""
+        """Read what all pages of a journal have to publish; keep the results of commands that they have."""
         outgoing: list[Outgoing] = []
         place = 1
         while (found := await self._engine.following(work_no, place)) is not None:
-            outgoing += self._codec.read(found.value).outgoing
+            page = self._codec.read(found.value)
+            outgoing += page.outgoing
+            for sealed in page.settled:
+                await self._engine.settle_command(command_key(self._codec.open_command(sealed)), sealed)
             place = found.revision + 1
             if place > newest.revision:
                 break
@@ -236,6 +240,38 @@ class Journal(Outbox):
     async def _forget_slots(self, topics: Iterable[str]) -> None:
         await self._writer.write(partial(Database.forget_slots, topics=tuple(topics)))
 
+    # Commands.
+
+    async def admit(self, command: CommandRecord) -> CommandRecord | None:
+        """Keep a new command; give the one already kept under its id instead, where there is one (C3, C4)."""
+        key, value = command_key(command), self._codec.seal_command(command)
+
+        async def admit() -> CommandRecord | None:
+            try:
+                await self._engine.admit_command(key, value)
+            except ClusterConflictError:
+                kept = await self.command(key)
+                return None if kept == command else kept
+            return None
+
+        return await self._asked(admit, events=0)
+
+    async def command(self, key: str) -> CommandRecord | None:
+        """Read a command.
+
+        Raises:
+            ClusterError: It cannot be read.
+        """
+        found = await self._engine.command(key)
+        return None if found is None else self._codec.open_command(found.value)
+
+    async def commands_of(self, work_no: str) -> list[CommandRecord]:
+        """Read the commands of an agent, oldest first. Raises as `command`."""
+        return [self._codec.open_command(found.value) for found in await self._engine.commands_of(work_no)]
+
+    async def forget_commands(self, finished_before: float, keep: int) -> None:
+        """Do nothing: the servers forget them."""
+
     # The left side.
 
     async def commit(self, change: Change) -> None:
@@ -245,12 +281,14 @@ class Journal(Outbox):
             StorageFullError: It is not in line; the caller keeps it and tries again (D4).
         """
         if change.agent is None:
+            await self._settle(change)
             await super().commit(change)
             return
         own = self._own.get(change.agent.work_no)
         if own is not None:
             async with own.lock:
                 if await self._append(own, change.agent, change):
+                    await self._settle(change)
                     await self._line_up(own, change)
                     return
         await self._keep_late(change.agent, change)
@@ -267,7 +305,14 @@ class Journal(Outbox):
             own.sealed = self._codec.seal(agent)
         alone = not own.waiting
         newest = b"" if any(out.retain for out in change.outgoing) else own.newest
-        data = self._codec.write(agent, owner=self._owner, sealed=own.sealed, outgoing=change.outgoing, newest=newest)
+        data = self._codec.write(
+            agent,
+            owner=self._owner,
+            sealed=own.sealed,
+            outgoing=change.outgoing,
+            newest=newest,
+            settled=[self._codec.seal_command(command) for command in change.commands],
+        )
         if not own.ours or not await self._appended(own, data, alone=alone, events=_events_in(change)):
             return False
         own.record, own.stored = agent, change
@@ -297,6 +342,12 @@ class Journal(Outbox):
             return False
         own.place = place
         return True
+
+    async def _settle(self, change: Change) -> None:
+        """Keep the results of commands; a journal that has them makes up for a crash before this."""
+        for command in change.commands:
+            value = self._codec.seal_command(command)
+            await self._asked(partial(self._engine.settle_command, command_key(command), value), events=0)
 
     async def _keep_late(self, agent: AgentRecord, change: Change) -> None:
         """Keep what an agent that is another's by now has brought, for its owner to take in."""
@@ -413,6 +464,11 @@ class Journal(Outbox):
                 return
             data = self._codec.write(own.record, owner=self._owner, sealed=own.sealed, newest=own.newest)
             own.tidy = await self._appended(own, data, alone=True)
+
+
+def command_key(command: CommandRecord) -> str:
+    """Name a command where it is kept: any text may be its id."""
+    return f"{command.work_no}.{command.kind}.{hashlib.blake2b(command.id.encode(), digest_size=16).hexdigest()}"
 
 
 def _events_in(change: Change) -> int:

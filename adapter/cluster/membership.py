@@ -13,6 +13,7 @@ is known nothing is polled and nothing given up. Who was struck out begins anew,
 import asyncio
 import hmac
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         count: Goes up at each renewal, so that no two look alike.
         content: A hash of what all members have to have alike.
         storage: Where its outbox lies: whoever has the same knows that the process before is gone.
+        since: Unix time in seconds at which the term began; the oldest of those who stay speaks for the fleet.
         leaving: Whether it hands its agents over.
         agents: How many it has.
     """
@@ -46,6 +48,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     content: str
     storage: str
+    since: float = 0.0
     leaving: bool = False
     agents: int = 0
     version: str = __version__
@@ -137,8 +140,22 @@ class Membership:
     def sharing(self) -> list[str]:
         """The members that agents are shared among: those with our configuration who stay."""
         return sorted(
-            name for name, entry in self.others.items() if not entry.leaving and entry.content == self._entry.content
+            name
+            for name, entry in self.others.items()
+            if entry.content == self._entry.content
+            and not entry.leaving
+            and not (name == self.name and self._entry.leaving)
         )
+
+    @property
+    def speaker(self) -> str | None:
+        """The member that speaks for the fleet: it changes only when that one goes."""
+        return min(self.sharing, key=lambda name: (self.others[name].since, name), default=None)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this member hands its agents over."""
+        return self._entry.leaving
 
     async def enlist(self) -> None:
         """Become a member; waits where one of our name is still there.
@@ -181,7 +198,7 @@ class Membership:
             raise StartError(reason, exit_code=2)
 
     async def _begin(self, replacing: int) -> None:
-        self._entry = replace_entry(self._entry, term=_new_name(), count=0)
+        self._entry = replace_entry(self._entry, term=_new_name(), count=0, since=time.time())
         asked_at = self._now()
         self._revision = await self._engine.enlist(self.name, msgspec.json.encode(self._entry), replacing)
         self._asked_at = {}
