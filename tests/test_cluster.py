@@ -144,7 +144,7 @@ async def test_the_fleet_is_online_while_a_member_is(tmp_path: Path, shared_brok
                 ]
                 await running[0].stop()
                 await peer.wait_for(lambda: peer.payloads("agents/bridge/member/a/availability")[-1] == b"offline")
-                assert b"offline" not in peer.payloads("agents/bridge/availability")
+                assert not said(peer, "agents/bridge/availability", b"offline")
                 await running[1].stop()
                 await peer.wait_for(lambda: peer.payloads("agents/bridge/availability")[-1] == b"offline")
 

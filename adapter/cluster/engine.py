@@ -154,6 +154,16 @@ class Engine:
                 found[name] = Stored(int(headers["Nats-Sequence"]), message.data)
         return found
 
+    async def anybody(self) -> bool:
+        """Say whether there is any lease, by the server that leads. Raises as `members`."""
+        place = 1
+        while True:
+            question = self._jetstream.get_msg(f"KV_{self._bucket}", place, f"$KV.{self._bucket}.>", next=True)
+            found = await _asked(question, missing=None)
+            if found is None or _stored(found) is not None:
+                return found is not None
+            place = found.seq + 1  # what was deleted leaves a mark
+
     async def member(self, name: str) -> Stored | None:
         """Read a lease from the server that leads; `None` where there is none. Raises as `members`."""
         return await self._last(f"KV_{self._bucket}", f"$KV.{self._bucket}.{name}")

@@ -56,7 +56,8 @@ class SharedFleet(Fleet):
         configured: All agents of the configuration, ours and others'.
         claimed: Called with the number of an agent that has become ours.
         released: Called with the number of one that is not ours any more.
-        farewell: Called before this member leaves.
+        silence: Called before this member leaves.
+        say_offline: Called where it was the last.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it ties together
@@ -76,7 +77,8 @@ class SharedFleet(Fleet):
         self.configured: dict[str, AgentConfig] = {}
         self.claimed: Callable[[str], None] = lambda _: None
         self.released: Callable[[str], None] = lambda _: None
-        self.farewell: Callable[[], Awaitable[None]] | None = None
+        self.silence: Callable[[], Awaitable[None]] = _nothing
+        self.say_offline: Callable[[], Awaitable[None]] = _nothing
         self._moves = 1 if shared.config.cluster is None else shared.config.cluster.moves
         self._wake = membership.changed
         self._share: set[str] = set()
@@ -134,8 +136,7 @@ class SharedFleet(Fleet):
     async def stop(self, hurry: asyncio.Event) -> None:
         """Hand all agents over, each when its poll is over; in a `hurry` at once."""
         self._stopping = True
-        if self.farewell is not None:  # before others know: who speaks next throws us off the broker
-            await self.farewell()
+        await self.silence()  # before others know: who speaks next throws us off the broker
         self._membership.leave_soon()
         for work_no in list(self._running):
             self._hand_over(work_no, hurry)
@@ -145,6 +146,9 @@ class SharedFleet(Fleet):
             task.cancel()
         await asyncio.wait(self._working)
         await self._membership.leave()
+        with contextlib.suppress(ClusterError):
+            if not await self._engine.anybody():
+                await self.say_offline()
 
     # What is ours and what is not.
 
@@ -305,6 +309,10 @@ class SharedFleet(Fleet):
             await presence.store(change)
             await self._engine.remove(found.revision)
             presence.say(logging.WARNING, "took in what came late to a former owner")
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 def _event_of(payload: bytes) -> tuple[Event, str, datetime]:

@@ -80,11 +80,11 @@ class Member:
         await speaker.listen()
         task = tasks.create_task(speaker.run(), name="cluster.speaker")
 
-        async def farewell() -> None:
+        async def silence() -> None:
             speaker.close()
             await asyncio.wait([task])
 
-        self._fleet.farewell = farewell
+        self._fleet.silence, self._fleet.say_offline = silence, speaker.say_offline
         return speaker
 
 

@@ -8,7 +8,7 @@ Rules of this file:
 1. The speaker is the member that has been there longest: what comes while another takes its place is lost, as it is
    while a program that is alone starts again. Two that overlap for a moment have one client id: the broker keeps one.
 2. A member that dies takes `online` with it if it was the speaker; every other member that lives says `online` again.
-3. The last member that leaves says `offline`.
+3. Who leaves, and finds no lease when its own is gone, says `offline`: of several that leave at once, the last does.
 """
 
 import asyncio
@@ -88,8 +88,17 @@ class Speaker:
                     await self._closing.wait()
 
     def close(self) -> None:
-        """Have `run` fall silent; where nobody else is left, with a farewell."""
+        """Have `run` fall silent."""
         self._closing.set()
+
+    async def say_offline(self) -> None:
+        """Say for the fleet that nobody is left."""
+        taken, connection = asyncio.Event(), self._stage.link.connection
+        if connection is not None:
+            with contextlib.suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    connection.publish(self._available(b"offline"), lambda _: taken.set())
+                    await taken.wait()
 
     def linked(self, connection: Connection) -> None:
         """Do nothing: what goes out by the link is the member's own."""
@@ -145,7 +154,6 @@ class Speaker:
             try:
                 while self._is_our_turn() and not lost.done() and not report.done():
                     await asyncio.wait([lost, report], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                await self._take_leave(connection)
             finally:
                 self._connection = None
                 for task in (report, lost):
@@ -154,15 +162,6 @@ class Speaker:
             for task in (lost, report):
                 if not task.cancelled():
                     task.result()
-
-    async def _take_leave(self, connection: Connection) -> None:
-        """Say `offline` where no other member is left."""
-        if not set(self._membership.sharing) - {self._membership.name}:
-            taken = asyncio.Event()
-            with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL_S):
-                    connection.publish(self._available(b"offline"), lambda _: taken.set())
-                    await taken.wait()
 
     async def _report(self, connection: Connection) -> NoReturn:
         """Say how the fleet is, at once and then regularly; soon after members came or went."""
