@@ -26,7 +26,7 @@ cd $(@D) && npm install --no-package-lock --omit=dev --no-audit --no-fund --logl
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-install test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked bench-wall chaos soak fuzz container unit audit clean programs
+.PHONY: help demo test check instructions format schemas test-checkout test-wheel test-contract test-install test-observability test-nodered test-homeassistant wheel bench bench-growth bench-small bench-blocked bench-wall chaos chaos-fleet test-cluster soak fuzz container unit audit clean programs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -113,6 +113,14 @@ $(RIVALS)/node_red/.installed: bench/rivals/node_red/package.json
 
 chaos: $(VENV)/.development programs ## 100 kills of the program, and the proof that nothing is lost; options: make chaos ARGS="--kills 20"
 	$(BIN)/python -m bench.chaos $(ARGS)
+
+chaos-fleet: $(VENV)/.development programs ## four members, three NATS servers and 400 agents, all of them harmed, and the proof of what holds; options: make chaos-fleet ARGS="--only kill drain"
+	@scripts/need ip:iproute2 iptables:iptables nsenter:util-linux
+	$(BIN)/python -m bench.fleet $(ARGS)
+
+test-cluster: $(VENV)/.development programs ## the same in four minutes
+	@scripts/need ip:iproute2 iptables:iptables nsenter:util-linux
+	$(BIN)/python -m bench.fleet --short $(ARGS)
 
 soak: $(VENV)/.development programs ## 1,000 agents for 30 minutes with every trouble; options: make soak ARGS="--agents 200 --seconds 180"
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -83,6 +83,7 @@ class SharedFleet(Fleet):
         self._wake = membership.changed
         self._share: set[str] = set()
         self._look_at: dict[str, float] = {}
+        self._heard: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
@@ -137,7 +138,7 @@ class SharedFleet(Fleet):
         """Hand all agents over, each when its poll is over; in a `hurry` at once."""
         self._stopping = True
         await self.silence()  # before others know: who speaks next throws us off the broker
-        self._membership.leave_soon()
+        await self._membership.leave_soon()
         for work_no in list(self._running):
             self._hand_over(work_no, hurry)
         if self._leaving:
@@ -204,9 +205,13 @@ class SharedFleet(Fleet):
             for work_no in self._share
             if work_no not in self.pollers and work_no not in self._leaving and self._look_at.get(work_no, 0.0) <= now
         ]
+        wanted.sort(key=lambda work_no: work_no not in self._heard)
         for start in range(0, len(wanted), _AT_ONCE):
+            if self._wake.is_set():
+                return  # somebody waits to be polled, while the others may well be polled
             part = wanted[start : start + _AT_ONCE]
             alive: dict[str, bool] = {}
+            self._heard.difference_update(part)
             try:
                 found = await asyncio.gather(*map(self._engine.last, part))
                 pages = [None if stored is None else self._codec.read(stored.value) for stored in found]
@@ -219,7 +224,8 @@ class SharedFleet(Fleet):
             free = []
             for work_no, stored, page in zip(part, found, pages, strict=True):
                 if page is not None and alive.get(page.owner, False):
-                    self._look_at[work_no] = now + _LOOK_AGAIN_S
+                    if work_no not in self._heard:  # since its page was read
+                        self._look_at[work_no] = now + _LOOK_AGAIN_S
                 else:
                     free.append((work_no, stored, page))
             await asyncio.gather(*(self._claim(*each, place) for place, each in enumerate(free)))
@@ -236,9 +242,9 @@ class SharedFleet(Fleet):
         if self._stopping or work_no not in self.configured:
             await self._journal.release(work_no, record)
             return
-        # Its last owner was not able to say when its poll was over: for the gateway that one may have failed.
-        cut_s = AFTER_FAILURE_S if page is not None and page.owner else self._begin_s
-        self.take(self.configured[work_no], record, cut_s + place * _CONNECT_S)
+        # Who let it go had waited; who was struck out may have left a poll that has failed for the gateway.
+        begin_s = self._begin_s if page is None else AFTER_FAILURE_S if page.owner else 0.0
+        self.take(self.configured[work_no], record, begin_s + place * _CONNECT_S)
         self.claimed(work_no)
 
     def _lose(self, work_no: str) -> None:
@@ -289,6 +295,7 @@ class SharedFleet(Fleet):
                 _log.debug("cluster: what came late: %s", error)
 
     def _hear_released(self, data: bytes) -> None:
+        self._heard.add(data.decode())
         self._look_at.pop(data.decode(), None)
         self._wake.set()
 

@@ -393,7 +393,8 @@ class Journal(Outbox):
         finally:
             if at_risk:
                 self.at_risk -= events
-                self._refusal = None
+                if not self.at_risk:  # as long as others wait, they wait for this
+                    self._refusal = None
 
     @property
     def refusal(self) -> StorageFullError | None:

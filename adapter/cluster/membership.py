@@ -11,6 +11,7 @@ is known nothing is polled and nothing given up. Who was struck out begins anew,
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -29,6 +30,9 @@ from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartE
 from adapter.outage import Outage
 
 _log = logging.getLogger(__name__)
+
+_TELL_S = 1.0
+"""How long a member that leaves waits until the others can know it, before it hands its agents over."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +134,8 @@ class Membership:
         self._outage = Outage("cluster")
         self._revision = 0
         self._asked_at: dict[int, float] = {}
+        self._at_once = asyncio.Event()
+        self._told = asyncio.Event()
         self._entry = Entry(term=_new_name(), count=0, content=content_of(config), storage=storage)
         self.term = self._new_term()
 
@@ -209,9 +215,13 @@ class Membership:
 
     async def run(self) -> None:
         """Keep the lease, and see who else is there, until cancelled."""
+        await self._engine.listen("members", lambda _: self._at_once.set())
         while True:
+            self._at_once.clear()
             await self._keep()
-            await asyncio.sleep(self._terms.renew_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._terms.renew_s):
+                    await self._at_once.wait()
 
     async def _keep(self) -> None:
         try:
@@ -247,6 +257,8 @@ class Membership:
             self._revision, asked_at = found.revision, self._asked_at[there.count]
         self._asked_at = {count: at for count, at in self._asked_at.items() if at >= asked_at}
         self.term.grant(asked_at)
+        if entry.leaving:
+            self._told.set()
 
     async def _look(self) -> None:
         found = await self._engine.members()
@@ -284,9 +296,14 @@ class Membership:
         entry = None if found is None else _entry_of(found.value)
         return entry is not None and entry.term == term
 
-    def leave_soon(self) -> None:
-        """Have the others know that our agents are theirs from now on."""
+    async def leave_soon(self) -> None:
+        """Have the others know that our agents are theirs from now on; nobody waits for servers that are away."""
         self._entry = replace_entry(self._entry, leaving=True)
+        self._at_once.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TELL_S):
+                await self._told.wait()
+        await self._engine.tell("members", self.name.encode())
 
     def adopt(self, config: Config) -> None:
         """Go on with another list of agents."""

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TextIO
 from adapter.simulator import SAMPLES, Fault, SimAgent, Simulator, faults, sample
 from adapter.simulator.agent import SHUTDOWN
 from adapter.simulator.records import Poll
-from bench.support import raise_file_limit
+from bench.support import HOST, raise_file_limit
 
 NUMBER = "number"
 """The member of an event that says which one of its agent's it is, from 1 on."""
@@ -204,6 +204,7 @@ async def _run(options: argparse.Namespace) -> None:
     agents = [SimAgent(work_no=str(101 + place)) for place in range(options.agents)]
     simulator = Simulator(
         agents=agents,
+        host=options.host,
         hold_s=options.hold,
         poll_wait=not options.full,
         guid_interval_s=options.guid_interval,
@@ -233,6 +234,7 @@ def main() -> None:
     """Run until the standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--agents", type=int, required=True)
+    parser.add_argument("--host", default=HOST)
     parser.add_argument("--hold", type=float, default=10.0)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--events-per-second", type=float, default=0.0)

@@ -117,20 +117,24 @@ def free_port() -> int:
 class Mosquitto(Part):
     """A Mosquitto with persistence: stopped, it remembers everything; killed, what it last wrote down.
 
+    Args:
+        host: The address at which it listens.
+
     Attributes:
-        port: Where it listens.
+        host: The address at which it listens, and...
+        port: ...the port.
         lives: When it was started and ended, and whether it was killed.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = HOST) -> None:
         binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if binary is None:
             raise BenchError("install mosquitto")
-        self.port = free_port()
+        self.host, self.port = host, free_port()
         config, data = directory / "mosquitto.conf", directory / "mosquitto"
         data.mkdir()
         lines = [
-            f"listener {self.port} {HOST}",
+            f"listener {self.port} {host}",
             "allow_anonymous true",
             "user root",  # otherwise it gives up root where it has it, and cannot write to the directory
             "persistence true",
@@ -172,7 +176,7 @@ class Mosquitto(Part):
 
     async def _answers(self) -> bool:
         try:
-            _, writer = await asyncio.open_connection(HOST, self.port)
+            _, writer = await asyncio.open_connection(self.host, self.port)
         except OSError:
             return False
         writer.close()

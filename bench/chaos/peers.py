@@ -38,10 +38,12 @@ class Subscriber:
         forgotten: How often the broker had forgotten the session.
     """
 
-    def __init__(self, port: int, filters: list[str], *, client_id: str, persistent: bool = True) -> None:
+    def __init__(
+        self, port: int, filters: list[str], *, client_id: str, persistent: bool = True, host: str = HOST
+    ) -> None:
         self.messages: list[Got] = []
         self.forgotten = 0
-        self._port = port
+        self._host, self._port = host, port
         self._filters = [(each, 1) for each in filters]
         self._subscribed = threading.Event()
         self._connected_once = False
@@ -54,7 +56,7 @@ class Subscriber:
         self._client.on_message = self._on_message
 
     def __enter__(self) -> Self:
-        self._client.connect(HOST, self._port, _KEEPALIVE_S)
+        self._client.connect(self._host, self._port, _KEEPALIVE_S)
         self._client.loop_start()
         if not self._subscribed.wait(_START_S):
             raise BenchError("cannot subscribe")
