@@ -168,3 +168,41 @@ async def test_a_reload_reaches_all_members(tmp_path: Path, shared_broker: Broke
                 assert response["data"]["removed"] == [gone]
                 await until(lambda: sum(map(len, polled_by(running))) == AGENTS - 1)
                 await peer.wait_for(lambda: peer.payloads(f"agents/{gone}/state")[-1] == b"")
+
+
+async def test_without_a_quorum_nothing_is_polled_and_it_is_said(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 5: without a quorum polling pauses; with one it goes on, and events that came meanwhile go out."""
+    async with servers(tmp_path, 3) as nats, simulated() as simulator:
+        path = configure(tmp_path, simulator, shared_broker, nats, "a")
+        work_nos = [agent.work_no for agent in simulator.agents]
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            async with members([path]) as running:
+                await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"online"))
+                await until(lambda: len(polled_by(running)[0]) == AGENTS)
+                for node in nats.nodes[1:]:
+                    await node.kill()
+                await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"offline"))
+                await until(lambda: not any(simulator.polling(work_no) for work_no in work_nos))
+                for work_no in work_nos:
+                    simulator.emit(work_no, {"eventType": "AgentState_Ready", "workNo": work_no, "content": None})
+                before = simulator.poll_count
+                for node in nats.nodes[1:]:
+                    await node.start()
+                assert simulator.poll_count == before
+                await peer.wait_for(lambda: events(peer) >= Counter(work_nos))
+                assert events(peer) == Counter(work_nos)
+
+
+async def test_home_assistant_sees_one_bridge(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 6: the fleet is one device of Home Assistant, under its own name, and each agent another."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        for path in paths:
+            values = yaml.safe_load(path.read_text())
+            path.write_text(yaml.safe_dump(values | {"home_assistant": {"discovery": True}}))
+        names = {"bridge", *(agent.work_no for agent in simulator.agents)}
+        topics = {f"homeassistant/device/ccgateway2mqtt_test_{name}/config" for name in names}
+        with Peer(shared_broker, ["homeassistant/#"]) as peer:
+            async with members(paths):
+                await peer.wait_for(lambda: {message.topic for message in list(peer.messages)} >= topics)
+            assert {message.topic for message in list(peer.messages)} == topics

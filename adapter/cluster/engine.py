@@ -26,7 +26,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, Header, KeyValueConfig, StreamConfig
+from nats.js.api import DiscardPolicy, Header, KeyValueConfig, RawStreamMsg, StreamConfig
 from nats.js.kv import KeyValue
 
 from adapter.config import ClusterConfig
@@ -159,8 +159,8 @@ class Engine:
         place = 1
         while True:
             question = self._jetstream.get_msg(f"KV_{self._bucket}", place, f"$KV.{self._bucket}.>", next=True)
-            found = await _asked(question, missing=None)
-            if found is None or _stored(found) is not None:
+            found: RawStreamMsg | None = await _asked(question, missing=None)
+            if found is None or found.seq is None or _stored(found) is not None:
                 return found is not None
             place = found.seq + 1  # what was deleted leaves a mark
 

@@ -9,6 +9,8 @@ Rules of this file:
    while a program that is alone starts again. Two that overlap for a moment have one client id: the broker keeps one.
 2. A member that dies takes `online` with it if it was the speaker; every other member that lives says `online` again.
 3. Who leaves, and finds no lease when its own is gone, says `offline`: of several that leave at once, the last does.
+4. A speaker whose lease is over says `offline`: where there is no quorum nobody polls, and where there is one another
+   member says `online` again.
 """
 
 import asyncio
@@ -93,12 +95,15 @@ class Speaker:
 
     async def say_offline(self) -> None:
         """Say for the fleet that nobody is left."""
-        taken, connection = asyncio.Event(), self._stage.link.connection
-        if connection is not None:
-            with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL_S):
-                    connection.publish(self._available(b"offline"), lambda _: taken.set())
-                    await taken.wait()
+        if self._stage.link.connection is not None:
+            await self._say_offline(self._stage.link.connection)
+
+    async def _say_offline(self, connection: Connection) -> None:
+        taken = asyncio.Event()
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                connection.publish(self._available(b"offline"), lambda _: taken.set())
+                await taken.wait()
 
     def linked(self, connection: Connection) -> None:
         """Do nothing: what goes out by the link is the member's own."""
@@ -154,6 +159,8 @@ class Speaker:
             try:
                 while self._is_our_turn() and not lost.done() and not report.done():
                     await asyncio.wait([lost, report], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                if not self._membership.term.holds():
+                    await self._say_offline(connection)
             finally:
                 self._connection = None
                 for task in (report, lost):
