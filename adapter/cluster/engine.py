@@ -42,7 +42,7 @@ _CONNECT_S = 2
 _RECONNECT_S = 0.25
 _AGAIN_S = 2.0
 """When servers are tried again of which none was there at the start."""
-_PING_S = 5
+_PING_S = 1.5
 """How often a server is asked whether it is still there; twice in vain, and another one is taken."""
 _FORGOTTEN_S = 600.0
 """After how long a lease that nobody struck out goes by itself: the fleet was away as a whole."""
@@ -54,6 +54,8 @@ _WRONG_LAST = (10071, 10164)
 _NOT_FOUND = 404
 _NONE_HERE = 10074
 """JetStream's code for more replicas than there are servers."""
+_OTHERWISE = 10058
+"""JetStream's code for a stream that is there with another configuration."""
 _DELETED = frozenset({"DEL", "PURGE"})
 
 
@@ -79,13 +81,29 @@ class Engine:
         self._kept = f"ccgateway2mqtt_{config.name}_commands"
         self._commands: KeyValue
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over for good: the servers do not want us any more."""
+        return self._client.is_closed
+
     async def prepare(self) -> None:
-        """Make the bucket and the stream, where they are not there yet.
+        """Make the buckets and the stream, where they are not there yet; waits for servers that have no quorum.
 
         Raises:
             StartError: The servers cannot hold them.
-            ClusterUnavailableError: They are not to be had now.
         """
+        outage = Outage("cluster")
+        while True:
+            try:
+                await self._make()
+            except ClusterUnavailableError as error:
+                outage.begins("servers", str(error))
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                outage.is_over()
+                return
+
+    async def _make(self) -> None:
         journal = StreamConfig(
             name=self._stream,
             description="Agents of ccgateway2mqtt: sessions, and events that are not published yet",
@@ -113,8 +131,9 @@ class Engine:
             self._members = await _asked(self._jetstream.create_key_value(members))
             self._commands = await _asked(self._jetstream.create_key_value(commands))
         except nats.js.errors.APIError as err:
-            hint = f"; cluster.replicas is {self._config.replicas}" if err.err_code == _NONE_HERE else ""
-            reason = f"cluster: {self._config.name} cannot be kept there: {err.description}{hint}"
+            what = f"cluster.replicas is {self._config.replicas}"
+            hint = what if err.err_code == _NONE_HERE else f"{what}; nats stream edit changes what is there"
+            reason = f"cluster: {self._config.name} cannot be kept there: {err.description}; {hint}"
             raise StartError(reason, exit_code=1) from err
 
     # Members.
@@ -355,7 +374,7 @@ async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
             raise ClusterConflictError("another revision") from err
         if err.code == _NOT_FOUND and missing is not _MISSING:
             return missing  # type: ignore[return-value] # the caller's own
-        if err.err_code == _NONE_HERE:
+        if err.err_code in (_NONE_HERE, _OTHERWISE):
             raise
         raise ClusterUnavailableError(_reason(err)) from err
     except (nats.errors.Error, OSError) as err:

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 """How often it is looked at what is to be done, where no hint says so."""
-_LOOK_AGAIN_S = 2.0
+_LOOK_AGAIN_S = 5.0
 """How soon an agent is looked at again that another member has."""
 _LATE_S = 5.0
 """How often it is looked at what came late, where no hint says so."""

@@ -451,7 +451,8 @@ class Journal(Outbox):
                 self._untidy[own.record.work_no] = own
 
     def _may_publish(self) -> bool:
-        return self._term is not None and self._term.holds()
+        # What is nobody's business but this member's goes out where no agent is ours, too.
+        return not self._own or (self._term is not None and self._term.holds())
 
     # Tidying.
 

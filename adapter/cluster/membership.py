@@ -23,6 +23,7 @@ import httpx
 import msgspec
 
 from adapter import __version__
+from adapter.clock import lasting_time
 from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.lease import Census, Lease, Terms
 from adapter.config import Config
@@ -86,11 +87,11 @@ class Term:
 
     def valid(self) -> bool:
         """Say whether a poll may start: the lease outlives it."""
-        return self.lease.outlives_a_poll(asyncio.get_running_loop().time())
+        return self.lease.outlives_a_poll(lasting_time())
 
     def holds(self) -> bool:
         """Say whether nobody else can own what is ours."""
-        return self.lease.holds(asyncio.get_running_loop().time())
+        return self.lease.holds(lasting_time())
 
     def grant(self, asked_at: float) -> None:
         """Take note that what was asked for at a moment has been granted."""
@@ -191,7 +192,7 @@ class Membership:
         """Say whether a lease of our name is of a process that is surely gone."""
         entry = _entry_of(before.value)
         ours = entry is not None and entry.storage == self._entry.storage
-        return ours or self._census.expired(self._now()).get(self.name) == before.revision
+        return ours or self._census.expired(lasting_time()).get(self.name) == before.revision
 
     def _refuse_other_content(self) -> None:
         others = {entry.content: name for name, entry in self.others.items() if name != self.name}
@@ -205,7 +206,7 @@ class Membership:
 
     async def _begin(self, replacing: int) -> None:
         self._entry = replace_entry(self._entry, term=_new_name(), count=0, since=time.time())
-        asked_at = self._now()
+        asked_at = lasting_time()
         self._revision = await self._engine.enlist(self.name, msgspec.json.encode(self._entry), replacing)
         self._asked_at = {}
         self.term = self._new_term()
@@ -218,6 +219,8 @@ class Membership:
         await self._engine.listen("members", lambda _: self._at_once.set())
         while True:
             self._at_once.clear()
+            if self._engine.closed:
+                raise StartError("cluster: the servers have closed the connection for good", exit_code=1)
             await self._keep()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._terms.renew_s):
@@ -227,7 +230,7 @@ class Membership:
         try:
             await self._renew()
             await self._look()
-            for name, revision in self._census.expired(self._now()).items():
+            for name, revision in self._census.expired(lasting_time()).items():
                 if name != self.name:
                     await self._strike(name, revision)
         except ClusterUnavailableError as error:
@@ -246,7 +249,7 @@ class Membership:
             ClusterUnavailableError: It is not known whether it was renewed.
         """
         entry = self._entry = replace_entry(self._entry, count=self._entry.count + 1, agents=self.agents())
-        asked_at = self._asked_at[entry.count] = self._now()
+        asked_at = self._asked_at[entry.count] = lasting_time()
         try:
             self._revision = await self._engine.enlist(self.name, msgspec.json.encode(entry), self._revision)
         except ClusterConflictError:
@@ -262,7 +265,7 @@ class Membership:
 
     async def _look(self) -> None:
         found = await self._engine.members()
-        self._census.look({name: stored.revision for name, stored in found.items()}, self._now())
+        self._census.look({name: stored.revision for name, stored in found.items()}, lasting_time())
         others = {name: entry for name, stored in found.items() if (entry := _entry_of(stored.value)) is not None}
         if _outline(others) != _outline(self.others):
             self.changed.set()
@@ -317,10 +320,6 @@ class Membership:
             await self._engine.strike(self.name, self._revision)
         except (ClusterConflictError, ClusterUnavailableError) as error:
             _log.debug("cluster: leaving: %s", error)
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
 
 
 def content_of(config: Config) -> str:
