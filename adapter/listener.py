@@ -6,7 +6,7 @@ prometheus-client imported.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import get_args
 
@@ -54,6 +54,7 @@ class Exporter:
     Args:
         limit_bytes: How large the database may become.
         connected: Says whether there is a connection to the broker.
+        others: Measures what there is to tell of others like us.
     """
 
     def __init__(  # noqa: PLR0913 - what it tells of
@@ -65,6 +66,7 @@ class Exporter:
         *,
         limit_bytes: int,
         connected: Callable[[], bool],
+        others: Callable[[], Mapping[str, tuple[str, float]]],
     ) -> None:
         self._counters = counters
         self._outbox = outbox
@@ -72,6 +74,7 @@ class Exporter:
         self._loop_delay = loop_delay
         self._limit_bytes = limit_bytes
         self._connected = connected
+        self._others = others
         self._started_at = time.time()
         self._oldest_s = 0.0
         self._size_bytes = 0
@@ -102,7 +105,7 @@ class Exporter:
             "start_time_seconds": ("When this run began, in Unix time.", self._started_at),
             "resident_memory_bytes": ("Memory of the process.", float(resident_bytes())),
         }
-        for name, (text, value) in gauges.items():
+        for name, (text, value) in (gauges | dict(self._others())).items():
             yield GaugeMetricFamily(f"ccgateway2mqtt_{name}", text, value=value)
         agents = GaugeMetricFamily("ccgateway2mqtt_agents", "Agents by phase of their session.", labels=["phase"])
         phases = self._bridge.phases()

@@ -21,6 +21,9 @@ from adapter.mqtt import Connection, Received
 from adapter.store.outbox import Outbox, open_outbox
 from adapter.topics import Topics
 
+Gauges = Mapping[str, tuple[str, float]]
+"""Figures by the end of their name, each with what it tells."""
+
 
 class Voice(Protocol):
     """Who says at the broker that the adapter is there, and is told of by Home Assistant's discovery."""
@@ -86,6 +89,9 @@ class Role(Protocol):
     def requests(self, requests: Mapping[str, Request], /) -> dict[str, Request]:
         """Give what answers requests, of what answers them here."""
 
+    def gauges(self) -> Gauges:
+        """Measure what `/metrics` tells of others like us."""
+
     async def speak(self, stage: Stage, tasks: asyncio.TaskGroup, /) -> Voice:
         """Begin to be heard, when the parts stand."""
 
@@ -116,6 +122,10 @@ class Alone:
     def requests(self, requests: Mapping[str, Request]) -> dict[str, Request]:
         """Give what answers requests as it is."""
         return dict(requests)
+
+    def gauges(self) -> Gauges:
+        """Measure nothing: there are no others."""
+        return {}
 
     async def speak(self, stage: Stage, _tasks: asyncio.TaskGroup) -> Voice:
         """Be heard by the link."""

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
+from bench.chaos.parts import free_port
 from tests.adapter_support import Running, decoded, settings, start, wait_for, write
 from tests.broker_support import Broker, Peer
 from tests.cluster_support import Servers, servers, until
 
+MONITORING = Path(__file__).parents[1] / "docs" / "monitoring.md"
 AGENTS = 8
 HOLD_S = 1.0
 
@@ -206,3 +211,25 @@ async def test_home_assistant_sees_one_bridge(tmp_path: Path, shared_broker: Bro
             async with members(paths):
                 await peer.wait_for(lambda: {message.topic for message in list(peer.messages)} >= topics)
             assert {message.topic for message in list(peer.messages)} == topics
+
+
+async def test_a_member_tells_its_part(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 2: who has how many agents, and for how long, shows in `/metrics` as docs/monitoring.md lists it."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        path = configure(tmp_path, simulator, shared_broker, nats, "a")
+        port = free_port()
+        path.write_text(path.read_text() + f'\nhttp: {{listen: "127.0.0.1:{port}"}}\n')
+        async with members([path]) as running:
+            await until(lambda: len(polled_by(running)[0]) == AGENTS)
+            async with httpx.AsyncClient() as client:
+                text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    found = {
+        family.name: family.samples[0].value
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("ccgateway2mqtt_cluster_")
+    }
+    listed = re.findall(r"^\| `(ccgateway2mqtt_cluster_\w+)`", MONITORING.read_text(), re.MULTILINE)
+    assert sorted(found) == sorted(listed)
+    assert found["ccgateway2mqtt_cluster_members"] == 1
+    assert found["ccgateway2mqtt_cluster_agents"] == AGENTS
+    assert HOLD_S + 2 < found["ccgateway2mqtt_cluster_lease_seconds"] <= HOLD_S + 5

@@ -22,7 +22,7 @@ from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.intake import Flood
 from adapter.link import Subscription
-from adapter.role import Stage, Voice
+from adapter.role import Gauges, Stage, Voice
 from adapter.store.outbox import open_as
 
 _STORAGE = "cluster"
@@ -71,6 +71,16 @@ class Member:
         """Give what answers requests for all members."""
         self._requests = FleetRequests(self._engine, self._membership, self._fleet, requests)
         return self._requests.shared()
+
+    def gauges(self) -> Gauges:
+        """Measure this member's part in the fleet."""
+        membership = self._membership
+        return {
+            "cluster_members": ("Members that agents are shared among, as this one sees it.", len(membership.sharing)),
+            "cluster_agents": ("Agents that are this member's.", len(self.outbox.owned)),
+            "cluster_lease_seconds": ("For how long this member's lease is good.", membership.term.left_s()),
+            "cluster_speaks": ("1 while this member speaks for the fleet.", membership.speaker == membership.name),
+        }
 
     async def speak(self, stage: Stage, tasks: asyncio.TaskGroup) -> Voice:
         """Begin to be heard, whenever it is our turn to speak for the fleet."""

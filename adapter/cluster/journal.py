@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -211,6 +211,11 @@ class Journal(Outbox):
         """Take note that nothing is ours any more."""
         for own in list(self._own.values()):
             self._let_go(own)
+
+    @property
+    def owned(self) -> Collection[str]:
+        """The agents that are ours."""
+        return self._own.keys()
 
     def owns(self, work_no: str) -> bool:
         """Say whether an agent is ours."""

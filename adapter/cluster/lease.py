@@ -64,6 +64,10 @@ class Lease:
         """Take note that it is over."""
         self._until = float("-inf")
 
+    def left_s(self, now: float) -> float:
+        """Say for how many seconds it is good."""
+        return max(0.0, self._until - now)
+
     def holds(self, now: float) -> bool:
         """Say whether nobody else can own what is ours."""
         return now < self._until

@@ -93,6 +93,10 @@ class Term:
         """Say whether nobody else can own what is ours."""
         return self.lease.holds(lasting_time())
 
+    def left_s(self) -> float:
+        """Say for how many seconds the lease is good."""
+        return self.lease.left_s(lasting_time())
+
     def grant(self, asked_at: float) -> None:
         """Take note that what was asked for at a moment has been granted."""
         self.lease.granted(asked_at)
