@@ -1,8 +1,10 @@
 """A fleet from end to end, on real NATS servers, a real broker and the simulated gateway (issue 6, SPEC section 10)."""
 
 import asyncio
+import base64
 import contextlib
 import re
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -15,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
-from bench.chaos.parts import free_port
+from bench.chaos.parts import Part, free_port
 from tests.adapter_support import Running, decoded, settings, start, wait_for, write
 from tests.broker_support import Broker, Peer
 from tests.cluster_support import Servers, servers, until
@@ -95,6 +97,36 @@ async def test_another_configuration_is_refused(tmp_path: Path, shared_broker: B
             with pytest.raises(StartError, match="member a has another configuration") as refused:
                 await start(other)
     assert refused.value.exit_code == 2
+
+
+async def test_another_key_is_refused(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 2: GUIDs are sealed with a key that all members have; who has another one is told at once."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        path = configure(tmp_path, simulator, shared_broker, nats, "a")
+        other = configure(tmp_path, simulator, shared_broker, nats, "b")
+        values = yaml.safe_load(other.read_text())
+        values["cluster"]["key"] = base64.b64encode(b"k" * 32).decode()
+        other.write_text(yaml.safe_dump(values))
+        async with members([path]):
+            with pytest.raises(StartError, match=r"member a has another cluster\.key"):
+                await start(other)
+
+
+async def test_members_that_are_gone_refuse_nobody(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 6: after all members were killed at once, a fleet with another list of agents can begin."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        path = configure(tmp_path, simulator, shared_broker, nats, "a")
+        member = Part("a", [sys.executable, "-m", "adapter", "run", "-c", str(path)], tmp_path)
+        with Peer(shared_broker, ["agents/bridge/member/#"]) as peer:
+            await member.start()
+            await peer.wait_for(partial(said, peer, "agents/bridge/member/a/availability", b"online"))
+            await member.kill()
+            other = configure(tmp_path, simulator, shared_broker, nats, "b")
+            values = yaml.safe_load(other.read_text())
+            values["agents"].pop()
+            other.write_text(yaml.safe_dump(values))
+            async with members([other]) as running:
+                await until(lambda: len(polled_by(running)[0]) == AGENTS - 1)
 
 
 async def test_commands_reach_whoever_has_the_agent(tmp_path: Path, shared_broker: Broker) -> None:

@@ -64,6 +64,18 @@ class Codec:
     def __init__(self, keys: Sequence[str]) -> None:
         self._fernet = MultiFernet([Fernet(key) for key in keys])
 
+    def proof(self) -> bytes:
+        """Seal nothing, for others to see whether they have our key."""
+        return self._fernet.encrypt(b"")
+
+    def knows(self, proof: bytes) -> bool:
+        """Say whether a proof was sealed with a key that we have."""
+        try:
+            self._fernet.decrypt(proof)
+        except InvalidToken:
+            return False
+        return True
+
     def seal(self, agent: AgentRecord) -> bytes:
         """Seal what is secret of an agent."""
         return self._fernet.encrypt(

@@ -29,6 +29,10 @@ _HINTS_S = (0.0, 1.0, 4.0, 15.0, 45.0)
 """When an owner is told of a command: at once, and again in case it was not there."""
 
 
+_HELD = 20_000
+"""How many commands are known to be under way here: far more than can wait. Which have a result, the servers know."""
+
+
 class SharedCommands(Commands):
     """Takes the commands of all agents of a fleet, and obeys those of our own.
 
@@ -52,6 +56,12 @@ class SharedCommands(Commands):
         """Begin to hear of commands that other members took."""
         await self._engine.listen("command", self._hear)
 
+    async def restore(self, pending: list[CommandRecord]) -> None:
+        """Go on with commands whose agent's poller was replaced by another."""
+        for command in pending:
+            self._held.pop(command_key(command), None)
+        await super().restore(pending)
+
     def _check_agent(self, work_no: str) -> None:
         if work_no not in self._fleet.configured:
             raise CommandError("unknown agent")
@@ -73,6 +83,8 @@ class SharedCommands(Commands):
         if key in self._held:
             return Change()
         self._held[key] = command.work_no
+        while len(self._held) > _HELD:
+            del self._held[next(iter(self._held))]
         return super()._hand_over(command)
 
     def _tell(self, hint: bytes) -> None:

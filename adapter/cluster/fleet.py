@@ -39,6 +39,8 @@ _TICK_S = 0.25
 """How often it is looked at what is to be done, where no hint says so."""
 _LOOK_AGAIN_S = 5.0
 """How soon an agent is looked at again that another member has."""
+_UNREADABLE_S = 60.0
+"""How soon an agent is looked at again whose journal cannot be read."""
 _LATE_S = 5.0
 """How often it is looked at what came late, where no hint says so."""
 _AT_ONCE = 64
@@ -236,6 +238,10 @@ class SharedFleet(Fleet):
             record = await self._journal.claim(work_no, stored)
         except ClusterUnavailableError as error:
             _log.debug("agent %s: claiming: %s", work_no, error)
+            return
+        except ClusterError as error:
+            self._look_at[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
+            _log.error("agent %s: not polled: %s", work_no, error, extra={"work_no": work_no})
             return
         if record is None:
             return  # somebody was first; the next look shows who

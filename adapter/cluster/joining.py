@@ -115,7 +115,7 @@ async def join(config: Config) -> AsyncIterator[Member]:
         make = partial(Journal, engine=engine, codec=codec, topics=topics)
         async with open_as(make, config.storage.path, config.storage.max_mb, durable=False) as journal:
             storage = await _prepare(journal)
-            membership = Membership(engine, config, storage=storage)
+            membership = Membership(engine, codec, config, storage=storage)
             await membership.enlist()
             yield Member(journal, topics, engine, codec, membership)
 

@@ -45,6 +45,8 @@ _AT_RISK_S = 10.0
 """How long an event may wait for a quorum before that is said: choosing another leader takes 4 to 10 s."""
 _TIDY_S = 2.0
 """How long a journal stays untidy, for the next event to make it tidy: a successor repeats at most what this leaves."""
+_AT_ONCE = 64
+"""Journals that are made tidy at a time."""
 _LATE_S = 60.0
 """By how much what a predecessor left counts as late."""
 
@@ -465,7 +467,8 @@ class Journal(Outbox):
         """Remove from the journals what has been published, where no event has done that by itself."""
         now = asyncio.get_running_loop().time()
         due = [own for own in self._untidy.values() if own.tidy_at <= now]
-        await asyncio.gather(*map(self._make_tidy, due))
+        for start in range(0, len(due), _AT_ONCE):
+            await asyncio.gather(*map(self._make_tidy, due[start : start + _AT_ONCE]))
 
     async def _make_tidy(self, own: _Own) -> None:
         self._untidy.pop(own.record.work_no, None)

@@ -82,7 +82,7 @@ class Census:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
-        self._looked_at = float("-inf")
+        self._looked_at = self._began_at = float("-inf")
         self._seen: dict[str, tuple[int, float]] = {}
 
     def look(self, revisions: Mapping[str, int], now: float) -> None:
@@ -94,11 +94,17 @@ class Census:
         """
         blind = now - self._looked_at > _BLIND * self._terms.renew_s
         self._looked_at = now
+        if blind:
+            self._began_at = now
         before = {} if blind else self._seen
         self._seen = {
             name: before[name] if name in before and before[name][0] == revision else (revision, now)
             for name, revision in revisions.items()
         }
+
+    def renewed(self) -> set[str]:
+        """List the members whose lease was renewed, or begun, while we looked: they live."""
+        return {name for name, (_, since) in self._seen.items() if since > self._began_at}
 
     def expired(self, now: float) -> dict[str, int]:
         """List the members whose lease is over for certain, with the revision at which they can be struck out."""

@@ -12,7 +12,7 @@ is known nothing is polled and nothing given up. Who was struck out begins anew,
 
 import asyncio
 import contextlib
-import hmac
+import hashlib
 import logging
 import time
 import uuid
@@ -24,6 +24,7 @@ import msgspec
 
 from adapter import __version__
 from adapter.clock import lasting_time
+from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.lease import Census, Lease, Terms
 from adapter.config import Config
@@ -43,6 +44,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         term: Makes one life of a member of each name; agents belong to ``name/term``.
         count: Goes up at each renewal, so that no two look alike.
         content: A hash of what all members have to have alike.
+        proof: Something that is sealed with the member's key.
         storage: Where its outbox lies: whoever has the same knows that the process before is gone.
         since: Unix time in seconds at which the term began; the oldest of those who stay speaks for the fleet.
         leaving: Whether it hands its agents over.
@@ -52,6 +54,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     term: str
     count: int
     content: str
+    proof: bytes
     storage: str
     since: float = 0.0
     leaving: bool = False
@@ -114,6 +117,7 @@ class Membership:
 
     Args:
         engine: The servers.
+        codec: Has the keys.
         config: The configuration.
         storage: Says where the outbox lies, the same over restarts.
 
@@ -126,7 +130,8 @@ class Membership:
         changed: Set whenever there are other members than before.
     """
 
-    def __init__(self, engine: Engine, config: Config, *, storage: str) -> None:
+    def __init__(self, engine: Engine, codec: Codec, config: Config, *, storage: str) -> None:
+        self._codec = codec
         self.name = config.instance
         self.others: dict[str, Entry] = {}
         self.struck_out: Callable[[], None] = lambda: None
@@ -141,7 +146,7 @@ class Membership:
         self._asked_at: dict[int, float] = {}
         self._at_once = asyncio.Event()
         self._told = asyncio.Event()
-        self._entry = Entry(term=_new_name(), count=0, content=content_of(config), storage=storage)
+        self._entry = Entry(term=_new_name(), count=0, content=content_of(config), proof=codec.proof(), storage=storage)
         self.term = self._new_term()
 
     def _new_term(self) -> Term:
@@ -178,7 +183,9 @@ class Membership:
         while True:
             try:
                 await self._look()
-                self._refuse_other_content()
+                if not await self._fits():
+                    await asyncio.sleep(self._terms.renew_s)
+                    continue
                 before = await self._engine.member(self.name)
                 if before is not None and not self._is_over(before):
                     outage.begins(self.name, "another member has this name: waiting for the end of its lease")
@@ -198,15 +205,31 @@ class Membership:
         ours = entry is not None and entry.storage == self._entry.storage
         return ours or self._census.expired(lasting_time()).get(self.name) == before.revision
 
-    def _refuse_other_content(self) -> None:
-        others = {entry.content: name for name, entry in self.others.items() if name != self.name}
-        if others and self._entry.content not in others:
-            content, name = next(iter(others.items()))
-            reason = (
-                f"cluster: member {name} has another configuration of gateway, agents or topics ({content[:8]}, here "
-                f"{self._entry.content[:8]}): give all members the same, and have those that run reload it"
-            )
-            raise StartError(reason, exit_code=2)
+    async def _fits(self) -> bool:
+        """Say whether this member goes with those that are there; `False` while that is not known.
+
+        Raises:
+            StartError: It does not go with one that lives.
+        """
+        others = {name: entry for name, entry in self.others.items() if name != self.name}
+        strangers = {name: entry for name, entry in others.items() if not self._codec.knows(entry.proof)}
+        if not strangers and all(entry.content != self._entry.content for entry in others.values()):
+            strangers = others
+        for name in strangers.keys() & self._census.expired(lasting_time()).keys():
+            await self._strike(name, self._census.expired(lasting_time())[name])
+        living = strangers.keys() & self._census.renewed()
+        if living:
+            raise StartError(self._unlike(min(living)), exit_code=2)
+        return not strangers
+
+    def _unlike(self, name: str) -> str:
+        if not self._codec.knows(self.others[name].proof):
+            return f"cluster: member {name} has another cluster.key"
+        theirs, ours = self.others[name].content[:8], self._entry.content[:8]
+        return (
+            f"cluster: member {name} has another configuration of gateway, agents or topics ({theirs}, here {ours}): "
+            "give all members the same, and have those that run reload it"
+        )
 
     async def _begin(self, replacing: int) -> None:
         self._entry = replace_entry(self._entry, term=_new_name(), count=0, since=time.time())
@@ -327,18 +350,20 @@ class Membership:
 
 
 def content_of(config: Config) -> str:
-    """Hash what all members have to have alike, with a key, since passwords are in it."""
-    if config.cluster is None:
-        raise AssertionError("a member without a cluster")
+    """Hash what all members have to have alike; without secrets, which change one member after the other."""
+    sign_ins = (agent.sign_in and replace(agent.sign_in, password="") for agent in config.agents)
+    agents = [
+        replace(agent, guid=agent.guid and "", sign_in=sign_in)
+        for agent, sign_in in zip(config.agents, sign_ins, strict=True)
+    ]
     alike = (
-        replace(config.gateway, ca_file=None),
+        replace(config.gateway, ca_file=None, proxy=None),
         config.mqtt.topic_prefix,
         config.mqtt.stream,
         config.privacy,
-        sorted(config.agents, key=lambda agent: agent.work_no),
+        sorted(agents, key=lambda agent: agent.work_no),
     )
-    text = msgspec.json.encode(alike, enc_hook=str)
-    return hmac.new(config.cluster.keys[0].encode(), text, "sha256").hexdigest()
+    return hashlib.sha256(msgspec.json.encode(alike, enc_hook=str)).hexdigest()
 
 
 def replace_entry(entry: Entry, **changes: object) -> Entry:
