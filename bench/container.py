@@ -278,6 +278,8 @@ def main() -> int:
             gateway = stack.enter_context(python("simulator", "adapter", arguments, directory)).hear()
             configuration(directory / "config", gateway, port, "/data/ccgateway2mqtt.db", OUTSIDE)
             image = stack.enter_context(_mounted(store, data, directory / "config", net))
+            members = image.run("/opt/ccgateway2mqtt/bin/python3", "-c", "import adapter.cluster")
+            require("what a member of a fleet needs is in it", holds=members.returncode == 0)
             _look_at(image, port, directory / "adapter.log")
             left = {path.name: path.stat() for path in data.iterdir()}
             require(
