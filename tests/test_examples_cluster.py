@@ -280,6 +280,8 @@ async def test_the_fleet_runs(
 ) -> None:
     """Three servers and three members run with the shipped files: each agent has one of them, and its events come out.
 
+    A shorter list is read again by each.
+
     Nothing is refused to the members by servers or broker; who has no password comes into no server.
     """
     guids = {f"guid_{agent.work_no}": str(agent.guid) for agent in simulator.agents}
@@ -312,6 +314,15 @@ async def test_the_fleet_runs(
                 simulator.emit_sample("102", "AgentState_Ready")
                 await until(lambda: {"agents/101/events", "agents/102/events"} <= dashboard.topics())
                 seen = {topic for topic in dashboard.topics() if topic.endswith("/availability")}
+            # As SIGHUP does, after a change of agents.yaml.
+            for path, member, name in zip(paths, running, ADAPTERS, strict=True):
+                agents = path.with_name("agents.yaml")
+                shorter = agents.read_text(encoding="utf-8").partition('- work_no: "102"')[0]
+                agents.write_text(shorter, encoding="utf-8")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv("INSTANCE", name)
+                    assert (await member.app.reload())["removed"] == ["102"]
+            await until(lambda: polled(running) == ["101"])
         finally:
             for member in running:
                 await member.stop()
