@@ -21,6 +21,7 @@ from adapter.mqtt import Connection, Dialer, Message, ProtocolName, Received, Re
 from adapter.publisher import Publisher
 from adapter.standing import Standing
 from adapter.store.outbox import Outbox
+from adapter.subscriber import Subscriber, Subscription
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ _QUIET_S = 0.5
 """How long no answer takes to mean that there is none: MQTT has no other way to say so."""
 _OFFLINE_S = 1.0
 """How long the farewell may take."""
-
-Subscription = tuple[str, int]
 
 
 class Link:
@@ -73,7 +72,7 @@ class Link:
         self._outbox = outbox
         self._counters = counters
         self._mark = mark
-        self._subscriptions = subscriptions
+        self._subscriber = Subscriber(subscriptions)
         self._receive = receive
         self._connected = connected
         self._own_starts = own_starts
@@ -87,7 +86,6 @@ class Link:
         self._says_offline = False
         self._alone = False
         self._was_connected = False
-        self._complaint = ""
         self._greets = True
 
     async def run(self) -> None:
@@ -150,10 +148,12 @@ class Link:
             else:
                 self._take(received, connection)
 
-        async with self._dialer.connect(
-            client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
-        ) as connection:
-            await self._subscribe(connection)
+        async with (
+            self._dialer.connect(
+                client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
+            ) as connection,
+            self._subscriber.over(connection) as subscribing,
+        ):
             self._greet(connection)
             self._counters.broker_connections += 1
             self.connection = connection
@@ -177,6 +177,7 @@ class Link:
                 asyncio.create_task(self._mark.run(connection), name="mark"),
                 asyncio.create_task(connection.lost(), name="broker.lost"),
                 asyncio.create_task(self._leaving.wait(), name="broker.leaving"),
+                subscribing,
             ]
             try:
                 done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -207,19 +208,6 @@ class Link:
         else:
             self._standing.answered()
 
-    async def _subscribe(self, connection: Connection) -> None:
-        """Subscribe to the commands; where the broker does not allow that, events go out all the same."""
-        if not self._subscriptions:
-            return
-        try:
-            await connection.subscribe(self._subscriptions)
-        except BrokerConnectionError:
-            raise
-        except BrokerError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                _log.error("broker: %s; allow it there, or switch it off in commands", error)
-
     def _take(self, received: Received, connection: Connection) -> None:
         if received.topic == self._mark.topic:
             self._mark.take(received)
@@ -235,7 +223,7 @@ class Link:
         topics = {name: self._topics.bridge(name) for name in names}
         looker = f"{self._config.client_id}-start-{uuid.uuid4().hex[:8]}"
         try:
-            found = await read_retained(self._config, list(topics.values()), looker, _LOOK_S, quiet_s=_QUIET_S)
+            found = await read_retained(self._dialer, list(topics.values()), looker, _LOOK_S, quiet_s=_QUIET_S)
         except (BrokerAuthError, BrokerConnectionError):
             raise
         except BrokerError as error:

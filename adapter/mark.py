@@ -114,8 +114,9 @@ class Mark:
         """Read the mark that the broker retains; `None` where it has none, or does not show it."""
         self._found = asyncio.get_running_loop().create_future()
         try:
+            # nats-server lets all wait that comes behind a subscription for which it has no quorum.
+            await connection.subscribe([(self.topic, 0)], patient=True)
             async with asyncio.timeout(self._wait_s):
-                await connection.subscribe([(self.topic, 0)])
                 return await self._found
         except TimeoutError:
             return None

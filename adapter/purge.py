@@ -11,13 +11,14 @@ import contextlib
 import glob
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from adapter.config import Config, MqttConfig
-from adapter.errors import BrokerConnectionError, StartError
+from adapter.errors import BrokerConnectionError, BrokerError, StartError
 from adapter.home_assistant.announcing import PER_SECOND
 from adapter.home_assistant.devices import instance_of
 from adapter.link import live_health_age_s
@@ -43,7 +44,7 @@ _SQLITE = b"SQLite format 3\0"
 
 
 async def purge(config: Config, mqtt: MqttConfig, *, yes: bool, show: Callable[[str], None]) -> str:
-    """Show what an adapter has left at the broker, and with `yes` clear it.
+    """Show what an adapter has left at the broker, and with `yes` clear it; at each one where there are several.
 
     Args:
         config: The configuration.
@@ -52,16 +53,29 @@ async def purge(config: Config, mqtt: MqttConfig, *, yes: bool, show: Callable[[
         show: Called with each topic.
 
     Returns:
-        What was done, in words.
+        What was done, in words, a line for each broker.
 
     Raises:
         StartError: As `find` and `clear`.
-        BrokerError: The same.
+        BrokerError: The same; of several brokers the others were looked at all the same.
     """
+    done: list[str] = []
+    failed: list[BrokerError] = []
+    for address in mqtt.addresses:
+        try:
+            done.append(await _purge_at(config, replace(mqtt, addresses=(address,)), yes=yes, show=show))
+        except BrokerError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0] if not done else BrokerError("; ".join([*done, *map(str, failed)]))
+    return "\n".join(done)
+
+
+async def _purge_at(config: Config, mqtt: MqttConfig, *, yes: bool, show: Callable[[str], None]) -> str:
     topics = await find(config, mqtt)
     for topic in topics:
         show(topic)
-    place = f"broker {mqtt.host}:{mqtt.port}"
+    place = f"broker {mqtt.addresses[0]}"
     if not topics:
         return f"{place}: nothing is retained that {_user(mqtt)} may read"
     if not yes:
@@ -92,7 +106,7 @@ async def find(config: Config, mqtt: MqttConfig) -> list[str]:
     devices = discovery(config.home_assistant.prefix, "+")
     client_id = f"{mqtt.client_id}-purge-{uuid.uuid4().hex[:8]}"
     filters = [*topics.retained("+"), *own, roster, devices]
-    found = await read_retained(mqtt, filters, client_id, _READ_S, quiet_s=_QUIET_S)
+    found = await read_retained(Dialer(mqtt), filters, client_id, _READ_S, quiet_s=_QUIET_S)
     _look_for_company(config, {name: found[topic].payload for topic, name in own.items() if topic in found})
     agents = {agent.work_no for agent in config.agents} | _agents_seen(topics, found)
     announced = [topic for topic in found if _is_below(devices, topic)]

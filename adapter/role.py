@@ -16,9 +16,10 @@ from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
 from adapter.intake import Flood, subscriptions
-from adapter.link import Link, Subscription
+from adapter.link import Link
 from adapter.mqtt import Connection, Received
 from adapter.store.outbox import Outbox, open_outbox
+from adapter.subscriber import Subscription
 from adapter.topics import Topics
 
 Gauges = Mapping[str, tuple[str, float]]

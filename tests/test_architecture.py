@@ -40,7 +40,19 @@ FLOORS = (
     # 4 one agent
     ("agent", "agent.pace", "agent.session", "agent.presence", "agent.mailbox", "agent.signing", "agent.poller"),
     # 5 flows of the whole
-    ("suspicion", "publisher", "mark", "standing", "link", "intake", "commands", "bridge", "fleet", "logs"),
+    (
+        "suspicion",
+        "publisher",
+        "mark",
+        "standing",
+        "subscriber",
+        "link",
+        "intake",
+        "commands",
+        "bridge",
+        "fleet",
+        "logs",
+    ),
     ("diagnostics", "operations", "role"),
     (
         "cluster.lease",

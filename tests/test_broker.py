@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adapter.config import MqttConfig
+from adapter.config import BrokerAddress, MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError, ConfigError
 from adapter.mqtt import (
     Connection,
@@ -39,9 +39,9 @@ WILL = Message(topic="a/bridge/availability", payload=b"offline", retain=True)
 
 def config_of(broker: Broker, scheme: str = "mqtt", **changes: Any) -> MqttConfig:  # noqa: ANN401 - any member
     """Make the configuration that reaches `broker` over `scheme`."""
-    config = config_to(broker.ports[scheme], scheme=scheme, username=broker.username, password=broker.password)
     certs = broker.certificates
-    return dataclasses.replace(config, **{"ca_file": certs.ca_file if certs else None, **changes})
+    members = {"username": broker.username, "password": broker.password, "ca_file": certs.ca_file if certs else None}
+    return config_to(changes.pop("port", broker.ports[scheme]), **{"scheme": scheme, **members, **changes})
 
 
 def config_to(port: int, **changes: Any) -> MqttConfig:  # noqa: ANN401 - any member
@@ -50,9 +50,7 @@ def config_to(port: int, **changes: Any) -> MqttConfig:  # noqa: ANN401 - any me
     members: dict[str, Any] = {
         "url": f"{scheme}://{HOST}:{port}",
         "scheme": scheme,
-        "host": HOST,
-        "port": port,
-        "path": "/mqtt",
+        "addresses": (BrokerAddress(host=changes.pop("host", HOST), port=port, path="/mqtt"),),
         "username": None,
         "password": None,
         "client_id": "adapter-test",
@@ -81,7 +79,7 @@ def dial(
 def dial_once(config: MqttConfig, **more: Any) -> Connection:  # noqa: ANN401 - passed on
     """Make a single connection, with its deadlines in the test's hand."""
     members = {"client_id": "adapter-test", "will": None, "protocol": "5", "on_message": lambda _: None, "tls": None}
-    return Connection(config, **{**members, **more})
+    return Connection(config, config.addresses[0], **{**members, **more})
 
 
 class Acks:
@@ -254,7 +252,7 @@ async def test_a_hang_up_alone_does_not_unlearn_5(broker: Broker) -> None:
             await reader.read()
 
     async with playing(hang_up_once) as port:
-        config = dataclasses.replace(config_of(broker), port=port)
+        config = config_of(broker, port=port)
         dialer = Dialer(config, remembered="5")
         async with dialer.connect(client_id="adapter-test", on_message=lambda _: None) as connection:
             assert connection.protocol == "3.1.1"
@@ -988,9 +986,9 @@ async def test_read_retained_reads_and_leaves_no_trace(
         config = config_of(broker)
         await peer.wait_for(lambda: len(peer.messages) == 2)
 
-        both = await read_retained(config, ["a/bridge/availability", "a/bridge/health"], "probe", DEADLINE_S)
-        some = await read_retained(config, ["a/bridge/health", "a/none"], "probe", DEADLINE_S, quiet_s=0.2)
-        wild = await read_retained(config, ["a/#"], "probe", DEADLINE_S, quiet_s=0.2)
+        both = await read_retained(Dialer(config), ["a/bridge/availability", "a/bridge/health"], "probe", DEADLINE_S)
+        some = await read_retained(Dialer(config), ["a/bridge/health", "a/none"], "probe", DEADLINE_S, quiet_s=0.2)
+        wild = await read_retained(Dialer(config), ["a/#"], "probe", DEADLINE_S, quiet_s=0.2)
 
         assert {topic: each.payload for topic, each in both.items()} == {
             "a/bridge/availability": b"online",
@@ -1011,7 +1009,7 @@ async def test_read_retained_ends_on_a_busy_topic_and_leaves_live_messages_out(b
 
         talking = asyncio.create_task(chatter())
         await peer.wait_for(lambda: peer.messages)
-        found = await read_retained(config_of(broker), ["a/#"], "probe", 1.0, quiet_s=0.2)
+        found = await read_retained(Dialer(config_of(broker)), ["a/#"], "probe", 1.0, quiet_s=0.2)
         talking.cancel()
 
         assert found == {}
@@ -1021,4 +1019,4 @@ async def test_ports_that_are_free_have_no_broker() -> None:
     """A port where nobody listens is refused at once."""
     (port,) = free_ports(1)
     with pytest.raises(BrokerConnectionError, match="Connection refused"):
-        await read_retained(config_to(port), ["a"], "probe", 1.0)
+        await read_retained(Dialer(config_to(port)), ["a"], "probe", 1.0)

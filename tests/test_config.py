@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapter.config import Backoff, Config, HttpConfig, PrivacyConfig, SignInConfig, broker_at, load
+from adapter.config import Backoff, BrokerAddress, Config, HttpConfig, PrivacyConfig, SignInConfig, broker_at, load
 from adapter.config.report import difference, public
 from adapter.errors import ConfigError
 from tests.config_support import AGENTS, CLUSTER, GATEWAY, KEY, SOUND, loaded, write_secrets
@@ -30,7 +30,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert gateway.interval_s == (0.2, 0.5)
     assert gateway.error_backoff == Backoff(initial_s=1.5, maximum_s=30)
     assert (gateway.verify, gateway.allow_http, gateway.ca_file, gateway.proxy) == (True, False, None, None)
-    assert (mqtt.url, mqtt.host, mqtt.port, mqtt.path) == ("mqtt://localhost:1883", "localhost", 1883, "")
+    assert (mqtt.url, mqtt.scheme) == ("mqtt://localhost:1883", "mqtt")
+    assert mqtt.addresses == (BrokerAddress(host="localhost", port=1883, path=""),)
     assert (mqtt.client_id, mqtt.protocol, mqtt.keepalive_s) == ("ccgateway2mqtt-main", "auto", 60)
     assert (mqtt.topic_prefix, mqtt.stream, mqtt.response_prefix, mqtt.verify) == ("agents", True, None, True)
     assert (config.storage.path, config.storage.max_mb) == (tmp_path / "ccgateway2mqtt.db", 1024)
@@ -72,14 +73,37 @@ def test_broker_address(url: str, host: str, port: int, path: str) -> None:
     """An address is taken apart, and what is not in it is filled in."""
     mqtt = loaded(SOUND + f"mqtt: {{url: '{url}'}}").mqtt
 
-    assert (mqtt.scheme, mqtt.host, mqtt.port, mqtt.path) == (url.partition(":")[0], host, port, path)
+    assert (mqtt.url, mqtt.scheme) == (url.rstrip("/"), url.partition(":")[0])
+    assert mqtt.addresses == (BrokerAddress(host=host, port=port, path=path),)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "addresses"),
+    [
+        ("mqtt://a,mqtt://b:1/", "mqtt://a,mqtt://b:1", [("a", 1883, ""), ("b", 1, "")]),
+        ("mqtts://a:1,mqtts://[::1]", "mqtts://a:1,mqtts://[::1]", [("a", 1, ""), ("::1", 8883, "")]),
+        (
+            "wss://a:1,   wss://b/x,y,wss://b/z",
+            "wss://a:1,wss://b/x,y,wss://b/z",
+            [("a", 1, "/mqtt"), ("b", 443, "/x,y"), ("b", 443, "/z")],
+        ),
+        ("ws://h/a,b", "ws://h/a,b", [("h", 80, "/a,b")]),
+    ],
+)
+def test_several_addresses_of_brokers(url: str, shown: str, addresses: list[tuple[str, int, str]]) -> None:
+    """Issue 6, point 7: addresses with commas between them, each with its port and path; a path may hold a comma."""
+    mqtt = loaded(SOUND + f"mqtt: {{url: '{url}'}}").mqtt
+
+    assert mqtt.url == shown
+    assert [(each.host, each.port, each.path) for each in mqtt.addresses] == addresses
 
 
 def test_broker_known_by_its_address() -> None:
     """A tool that is given an address alone gets the defaults for the rest, and its mistakes without their values."""
     mqtt = broker_at("wss://h", "a/b")
 
-    assert (mqtt.host, mqtt.port, mqtt.path, mqtt.topic_prefix, mqtt.verify) == ("h", 443, "/mqtt", "a/b", True)
+    assert mqtt.addresses == (BrokerAddress(host="h", port=443, path="/mqtt"),)
+    assert (mqtt.topic_prefix, mqtt.verify) == ("a/b", True)
     with pytest.raises(ConfigError) as caught:
         broker_at("mqtt://u:hunter2@h", "a/+")
     assert [problem.place for problem in caught.value.problems] == ["--broker", "--prefix"]
@@ -263,8 +287,8 @@ def _largest() -> Config:
     masked = json.dumps([f"{i:064}" for i in range(50)])
     return loaded(
         f"gateway: {{url: 'https://g/{'x' * 490}'}}\n"
-        f"mqtt: {{url: 'wss://g/{'x' * 490}', topic_prefix: '{'é' * 100}', client_id: '{'𝄞' * 128}', "
-        f"response_prefix: '{'ü' * 100}'}}\n"
+        f"mqtt: {{url: 'wss://g/{'x' * 490},wss://h/{'x' * 490}', topic_prefix: '{'é' * 100}', "
+        f"client_id: '{'𝄞' * 128}', response_prefix: '{'ü' * 100}'}}\n"
         f"home_assistant: {{prefix: '{'ß' * 100}'}}\nprivacy: {{mask: {masked}}}\nagents:\n{agents}"
     )
 
@@ -306,6 +330,7 @@ def test_difference_of_agents() -> None:
     [
         ("instance: other", ["instance", "mqtt.client_id"]),
         ("mqtt: {url: 'ws://other:1/x'}", ["mqtt.url"]),
+        ("mqtt: {url: 'mqtt://localhost:1883,mqtt://other'}", ["mqtt.url"]),
         ("mqtt: {username: u, password: hunter2}", ["mqtt.username", "mqtt.password"]),
         ("mqtt: {keepalive: 5}", ["mqtt.keepalive"]),
         ("storage: {path: other.db}", ["storage.path"]),

@@ -31,6 +31,7 @@ def _parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 PREFIX = "levels of a topic, without + or #, no / at either end or twice, not beginning with $, up to 200 bytes"
 PORTLESS = "an address that begins with mqtt:// or mqtts:// or ws:// or wss://"
+BROKERS = "an address, or addresses that begin with mqtt:// or mqtts:// or ws:// or wss://, with commas between them"
 ONE_OF = "guid, guid_file, sign_in"
 SECTIONS = "instance, gateway, mqtt, agents, storage, commands, home_assistant, privacy, http, cluster, log"
 NO_CREDENTIALS = "expected no user name or password in the address"
@@ -79,6 +80,18 @@ APPENDED = [
     ),
     ("mqtt:\n  url: 'ws://h/x?hunter2'", "4: mqtt.url: expected an address without ? and #, got text (not shown)"),
     ("mqtt:\n  url: mqtt://h/x", '4: mqtt.url: expected no path (only ws:// and wss:// have one), got "mqtt://h/x"'),
+    ("mqtt:\n  url: mqtt://a,b", f'4: mqtt.url: expected {BROKERS}, got "mqtt://a,b"'),
+    ("mqtt:\n  url: mqtt://a,mqtt://b:0", f'4: mqtt.url: expected {BROKERS}, got "mqtt://a,mqtt://b:0"'),
+    ("mqtt:\n  url: mqtt://a,", f'4: mqtt.url: expected {BROKERS}, got "mqtt://a,"'),
+    ("mqtt:\n  url: mqtt://a,mqtts://b", "4: mqtt.url: expected the same scheme in all addresses"),
+    (
+        "mqtt:\n  url: mqtt://a,mqtt://b/x",
+        '4: mqtt.url: expected no path (only ws:// and wss:// have one), got "mqtt://a,mqtt://b/x"',
+    ),
+    (
+        "mqtt:\n  url: 'mqtt://a,mqtt://u:hunter2@b'",
+        f"4: mqtt.url: {NO_CREDENTIALS}, use mqtt.username and mqtt.password, got text (not shown)",
+    ),
     ("mqtt:\n  protocol: 4", "4: mqtt.protocol: expected auto, 5 or 3.1.1, got 4"),
     ("mqtt:\n  verify: 1", "4: mqtt.verify: expected true or false, got 1"),
     ("mqtt:\n  keepalive: 1.5", "4: mqtt.keepalive: expected a whole number from 1 to 65535, got 1.5"),

@@ -185,7 +185,7 @@ def test_compose_comes_with_a_configuration_that_fits(tmp_path: Path) -> None:
 
     config = load(tmp_path / "config.yaml")
 
-    assert config.mqtt.host in compose["services"]
+    assert config.mqtt.addresses[0].host in compose["services"]
     assert {config.mqtt.ca_file, config.gateway.ca_file} == {tmp_path / name for name in certificates}
     assert config.storage.path.parent == Path("/data")
 

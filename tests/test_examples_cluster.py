@@ -217,7 +217,7 @@ def test_check_accepts_the_configuration(
     assert config.instance == "adapter-2"
     assert config.cluster is not None
     assert [urlsplit(url).hostname for url in config.cluster.urls] == NATS
-    assert config.mqtt.host in SERVICES
+    assert config.mqtt.addresses[0].host in SERVICES
     assert config.storage.path.parent == Path("/data")
     targets = {Path(target).name for target in handed_over(SERVICES["adapter-1"])}
     assert targets == {file.name for file in tmp_path.iterdir()}

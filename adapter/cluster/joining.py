@@ -21,9 +21,9 @@ from adapter.cluster.topics import MemberTopics
 from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.intake import Flood
-from adapter.link import Subscription
 from adapter.role import Gauges, Stage, Voice
 from adapter.store.outbox import open_as
+from adapter.subscriber import Subscription
 
 _STORAGE = "cluster"
 """Under which the database remembers that it is a member's."""

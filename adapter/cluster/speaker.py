@@ -32,6 +32,7 @@ from adapter.mqtt import Connection, Dialer, Message, Received
 from adapter.outage import Outage
 from adapter.payloads import AgentCounts, HealthPayload, OutboxHealth
 from adapter.role import Stage
+from adapter.subscriber import Subscriber
 from adapter.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Speaker:
         self._stage = stage
         self._topics = Topics(config.mqtt.topic_prefix)
         self._client_id = f"ccgateway2mqtt-{config.instance}"
+        self._dialer = Dialer(config.mqtt)
+        self._subscriber = Subscriber(subscriptions(self._topics, config.commands))
         self._healths: dict[str, HealthPayload] = {}
         self._connection: Connection | None = None
         self._outage = Outage("broker")
@@ -143,12 +146,12 @@ class Speaker:
         def take(received: Received) -> None:
             self._stage.receive(received, lambda: connection.ack(received))
 
-        async with Dialer(self._config.mqtt).connect(
-            client_id=self._client_id, on_message=take, will=self._available(b"offline")
-        ) as connection:
-            wanted = subscriptions(self._topics, self._config.commands)
-            if wanted:
-                await connection.subscribe(wanted)
+        async with (
+            self._dialer.connect(
+                client_id=self._client_id, on_message=take, will=self._available(b"offline")
+            ) as connection,
+            self._subscriber.over(connection) as subscribing,
+        ):
             connection.publish(self._available(b"online"))
             self._connection = connection
             self._outage.is_over()
@@ -157,8 +160,11 @@ class Speaker:
             report = asyncio.create_task(self._report(connection), name="cluster.report")
             lost = asyncio.create_task(connection.lost(), name="cluster.lost")
             try:
-                while self._is_our_turn() and not lost.done() and not report.done():
-                    await asyncio.wait([lost, report], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                done: set[asyncio.Task[NoReturn]] = set()
+                while self._is_our_turn() and not done:
+                    done, _ = await asyncio.wait(
+                        [lost, report, subscribing], timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                    )
                 if not self._membership.term.holds():
                     await self._say_offline(connection)
             finally:
@@ -166,8 +172,8 @@ class Speaker:
                 for task in (report, lost):
                     task.cancel()
                 await asyncio.wait([report, lost])
-            for task in (lost, report):
-                if not task.cancelled():
+            for task in (lost, report, subscribing):
+                if task.done() and not task.cancelled():
                     task.result()
 
     async def _report(self, connection: Connection) -> NoReturn:

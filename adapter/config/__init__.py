@@ -12,6 +12,7 @@ settings        the values that travel                    -> report: what may be
 from adapter.config.settings import (
     AgentConfig,
     Backoff,
+    BrokerAddress,
     ClusterConfig,
     CommandsConfig,
     Config,
@@ -30,6 +31,7 @@ from adapter.config.settings import (
 __all__ = [
     "AgentConfig",
     "Backoff",
+    "BrokerAddress",
     "ClusterConfig",
     "CommandsConfig",
     "Config",

@@ -27,6 +27,7 @@ from adapter.config.words import (
     text,
     topic,
     url,
+    url_or_urls,
     urls,
     whole,
     word,
@@ -57,14 +58,16 @@ def _secured(gateway: dict[str, object]) -> None:
 
 
 def _needed_path(mqtt: dict[str, object]) -> None:
-    address = cast("Url", mqtt["url"])
-    if address.scheme in ("mqtt", "mqtts") and address.path not in ("", "/"):
+    brokers = cast("tuple[Url, ...]", mqtt["url"])
+    if any(broker.scheme in ("mqtt", "mqtts") and broker.path not in ("", "/") for broker in brokers):
         raise ExpectedError(what="no path (only ws:// and wss:// have one)", path=["url"])
+    if len({broker.scheme for broker in brokers}) > 1:
+        raise ConflictError(what="expected the same scheme in all addresses", path=["url"])
 
 
 def _secured_files(mqtt: dict[str, object]) -> None:
     for name in ("ca_file", "cert_file"):
-        if name in mqtt and cast("Url", mqtt["url"]).scheme in ("mqtt", "ws"):
+        if name in mqtt and cast("tuple[Url, ...]", mqtt["url"])[0].scheme in ("mqtt", "ws"):
             what = "expected mqtts:// or wss:// in mqtt.url: without TLS no certificate is looked at"
             raise ConflictError(what=what, path=[name])
 
@@ -203,9 +206,10 @@ MQTT = Section(
     {
         _optional(
             "url",
-            "Address of the broker; ports are 1883, mqtts 8883, ws 80, wss 443; the path of ws and wss is /mqtt.",
+            "Address of the broker; ports are 1883, mqtts 8883, ws 80, wss 443; the path of ws and wss is /mqtt."
+            " Several with commas between them are tried in turn.",
             "mqtt://localhost:1883",
-        ): url("mqtt", "mqtts", "ws", "wss", hint="use mqtt.username and mqtt.password"),
+        ): url_or_urls("mqtt", "mqtts", "ws", "wss", hint="use mqtt.username and mqtt.password"),
         _optional("username", "The adapter's name at the broker."): line(256),
         _optional("password", "Its password, best as !secret NAME or !env_var NAME."): _password,
         _optional("client_id", "The MQTT client id; left out: ccgateway2mqtt-<instance>."): line(128),

@@ -14,9 +14,7 @@ _LIVE = ("agents", "log", "path")
 _KEYS = {
     "gateway.error_backoff": "gateway.error_interval",
     "mqtt.scheme": "mqtt.url",
-    "mqtt.host": "mqtt.url",
-    "mqtt.port": "mqtt.url",
-    "mqtt.path": "mqtt.url",
+    "mqtt.addresses": "mqtt.url",
     "privacy.members": "privacy.mask",
     "privacy.method": "privacy.with",
     "http.host": "http.listen",

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import voluptuous as vol
 
@@ -83,13 +83,30 @@ class GatewayConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerAddress:
+    """Where a broker is.
+
+    Attributes:
+        host: A name or an address, IPv6 without brackets.
+        path: Of websockets; ``""`` for the others.
+    """
+
+    host: str
+    port: int
+    path: str
+
+    def __str__(self) -> str:
+        """Name it, for people."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MqttConfig:
     """The broker.
 
     Attributes:
-        url: Its address as configured; `scheme`, `host`, `port` and `path` are its parts with defaults.
-        host: A name or an address, IPv6 without brackets.
-        path: Of websockets; ``""`` for the others.
+        url: Its addresses as configured; `scheme` and `addresses` are their parts with defaults.
+        addresses: At least one; where there are several, each leads to the same broker or to one that may stand in.
         client_id: The client id of the adapter's own connection.
         keepalive_s: Seconds between signs of life.
         stream: Whether events also go out unretained.
@@ -98,9 +115,7 @@ class MqttConfig:
 
     url: str
     scheme: Literal["mqtt", "mqtts", "ws", "wss"]
-    host: str
-    port: int
-    path: str
+    addresses: tuple[BrokerAddress, ...]
     username: str | None
     password: str | None = field(repr=False)
     client_id: str
@@ -345,13 +360,11 @@ def _gateway(values: _Values) -> GatewayConfig:
 
 
 def _mqtt(values: _Values, instance: str) -> MqttConfig:
-    address = values["url"]
+    brokers: tuple[Url, ...] = values["url"]
     return MqttConfig(
-        url=address.url,
-        scheme=address.scheme,
-        host=address.host,
-        port=address.port or PORTS[address.scheme],
-        path=(address.path or WEBSOCKET_PATH) if address.scheme in ("ws", "wss") else "",
+        url=",".join(broker.url for broker in brokers),
+        scheme=cast('Literal["mqtt", "mqtts", "ws", "wss"]', brokers[0].scheme),
+        addresses=tuple(map(_broker, brokers)),
         username=values.get("username"),
         password=values.get("password"),
         client_id=values.get("client_id", f"ccgateway2mqtt-{instance}"),
@@ -364,6 +377,14 @@ def _mqtt(values: _Values, instance: str) -> MqttConfig:
         topic_prefix=values["topic_prefix"],
         stream=values["stream"],
         response_prefix=values.get("response_prefix"),
+    )
+
+
+def _broker(address: Url) -> BrokerAddress:
+    return BrokerAddress(
+        host=address.host,
+        port=address.port or PORTS[address.scheme],
+        path=(address.path or WEBSOCKET_PATH) if address.scheme in ("ws", "wss") else "",
     )
 
 

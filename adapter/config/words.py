@@ -16,11 +16,15 @@ from urllib.parse import urlsplit
 from adapter.config.rules import ConflictError, ExpectedError, NotTextError, Rule
 
 MAX_URL = 500
+MAX_URLS = 1000
+"""The longest list of brokers: `bridge/info` shows it."""
 _KEY_BYTES = 32
 _PORTS = range(1, 65536)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GRAPHIC = re.compile(r"[\x21-\x7e]+")
+_BETWEEN_URLS = re.compile(r",[ \t\r\n]*(?=[a-z]+://)")
+"""A comma that does not belong to a path."""
 
 
 def _text(value: object) -> str:
@@ -202,6 +206,22 @@ def urls(*schemes: str, hint: str) -> Rule:
         f"addresses that begin with {' or '.join(f'{scheme}://' for scheme in schemes)}, with commas between them"
     )
     return Rule(expected, parse, {"type": "string", "minLength": 1})
+
+
+def url_or_urls(*schemes: str, hint: str) -> Rule:
+    """One address, or several with commas between them; one of them may hold commas in its path."""
+    one = url(*schemes, hint=hint)
+    beginnings = " or ".join(f"{scheme}://" for scheme in schemes)
+
+    def parse(value: object) -> tuple[Url, ...]:
+        found = _text(value)
+        if "," not in found:
+            return (one(found),)  # type: ignore[return-value] # a Url
+        _require(that=len(found) <= MAX_URLS)
+        return tuple(one.parse(part) for part in _BETWEEN_URLS.split(found))  # type: ignore[misc] # a Url each
+
+    expected = f"addresses that begin with {beginnings}, with commas between them"
+    return Rule(f"an address, or {expected}", parse, {"type": "string", "minLength": 1})
 
 
 def _key(value: object) -> str:

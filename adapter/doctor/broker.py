@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,13 +40,18 @@ _RETAINED_PER_AGENT = 4
 
 
 async def look_at_broker(config: Config, mqtt: MqttConfig) -> list[Finding]:
-    """Log in beside a running adapter, under a name of its own, and look.
+    """Log in beside a running adapter, under a name of its own, and look; where there are several, at one by one.
 
     Args:
         config: The configuration.
         mqtt: The broker, with the user to log in as.
     """
-    place = f"broker {mqtt.host}:{mqtt.port}"
+    each = [await _look_at_one(config, replace(mqtt, addresses=(address,))) for address in mqtt.addresses]
+    return [finding for findings in each for finding in findings]
+
+
+async def _look_at_one(config: Config, mqtt: MqttConfig) -> list[Finding]:
+    place = f"broker {mqtt.addresses[0]}"
     look, findings = _Look(config, mqtt), list[Finding]()
     try:
         async with look.connected() as connection:
@@ -69,11 +75,12 @@ async def _certificate(config: MqttConfig) -> Finding:
     """See the certificate over a connection that speaks TLS alone: paho does not show the one of its own."""
     trust = tls_context(config)
     assert trust is not None, "there is TLS"  # noqa: S101 - for mypy
+    (address,) = config.addresses
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            _, writer = await asyncio.open_connection(config.host, config.port, ssl=trust)
+            _, writer = await asyncio.open_connection(address.host, address.port, ssl=trust)
     except (OSError, TimeoutError) as error:
-        raise BrokerConnectionError(f"{config.host}:{config.port}: {error}") from error
+        raise BrokerConnectionError(f"{address}: {error}") from error
     try:
         return look_at_certificate(writer.get_extra_info("ssl_object"), trust, whose="broker", key="mqtt")
     finally:

@@ -23,7 +23,7 @@ from typing import NoReturn
 from adapter.config import AgentConfig, Config
 from adapter.errors import BrokerConnectionError, BrokerError, StorageFullError
 from adapter.home_assistant.devices import instance_of, object_id, render_agent, render_bridge
-from adapter.mqtt import Connection, Message, Received, Refusal, read_retained
+from adapter.mqtt import Connection, Dialer, Message, Received, Refusal, read_retained
 from adapter.topics import BRIDGE, discovery
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Announcing:
         self._remember = remember
         self._show = show
         self._after_birth_s = after_birth_s
+        self._dialer = Dialer(config.mqtt)
         self._on = config.home_assistant.discovery
         self._prefix = config.home_assistant.prefix
         self._connections: asyncio.Queue[Connection] = asyncio.Queue()
@@ -195,7 +196,7 @@ class Announcing:
 
     async def _hear_of_births(self, connection: Connection) -> None:
         try:
-            await connection.subscribe([(self._config.home_assistant.birth_topic, 0)])
+            await connection.subscribe([(self._config.home_assistant.birth_topic, 0)], patient=True)
         except BrokerConnectionError:
             raise
         except BrokerError as error:
@@ -212,7 +213,7 @@ class Announcing:
         known = True
         try:
             found = await read_retained(
-                self._config.mqtt, [discovery(prefix, "+") for prefix in prefixes], looker, _READ_S, quiet_s=_QUIET_S
+                self._dialer, [discovery(prefix, "+") for prefix in prefixes], looker, _READ_S, quiet_s=_QUIET_S
             )
         except BrokerError as error:
             self._tell(f"{error}; what is left of agents that are gone is not cleared")

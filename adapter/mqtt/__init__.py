@@ -18,6 +18,7 @@ from adapter.mqtt.broker import (
     ProtocolRefusedError,
     Received,
     Refusal,
+    SubscriptionRefusedError,
     read_retained,
     tls_context,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ProtocolRefusedError",
     "Received",
     "Refusal",
+    "SubscriptionRefusedError",
     "read_retained",
     "tls_context",
 ]

@@ -9,10 +9,17 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
-from adapter.config import MqttConfig
-from adapter.errors import ConfigError, Problem
-from adapter.mqtt.connection import CONNECT_TIMEOUT_S, Connection, ProtocolName, ProtocolRefusedError
+from adapter.config import BrokerAddress, MqttConfig
+from adapter.errors import BrokerAuthError, BrokerConnectionError, ConfigError, Problem
+from adapter.mqtt.connection import (
+    CONNECT_TIMEOUT_S,
+    Connection,
+    ProtocolName,
+    ProtocolRefusedError,
+    SubscriptionRefusedError,
+)
 from adapter.mqtt.message import Message, Received, Refusal
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "ProtocolRefusedError",
     "Received",
     "Refusal",
+    "SubscriptionRefusedError",
     "read_retained",
     "tls_context",
 ]
@@ -55,6 +63,8 @@ class Dialer:
     ``auto`` tries what worked last, at first 5, and then the other version where the broker refuses it or just hangs up
     before CONNACK, as nats-server does over websocket.
 
+    Of several addresses it begins with the one that worked last, or where that has failed with the one behind it.
+
     Attributes:
         protocol: What to remember for the next start: what worked last. A broker that merely hung up does not unlearn
             5, since one that is just being stopped does the same.
@@ -64,6 +74,7 @@ class Dialer:
         self.protocol = remembered
         self._config = config
         self._tls = tls_context(config)
+        self._first = 0
 
     @contextlib.asynccontextmanager
     async def connect(
@@ -80,16 +91,17 @@ class Dialer:
             client_id: The client id; a broker throws out an older connection of the same id [MQTT-3.1.4-3].
             on_message: Called with each message that comes, on the event loop's thread.
             will: What the broker publishes for us when the connection is lost.
-            connect_timeout_s: Seconds for each version that is tried.
+            connect_timeout_s: Seconds for each address and version that is tried.
 
         Raises:
-            BrokerConnectionError: The broker is not there, its answer is not MQTT, or its certificate does not fit.
-            BrokerAuthError: It refused the log-in.
+            BrokerConnectionError: No broker is there, its answer is not MQTT, or its certificate does not fit.
+            BrokerAuthError: One refused the log-in: the others are not tried in this.
         """
 
-        def attempt(protocol: ProtocolName) -> Connection:
+        def attempt(address: BrokerAddress, protocol: ProtocolName) -> Connection:
             return Connection(
                 self._config,
+                address,
                 client_id=client_id,
                 will=will,
                 protocol=protocol,
@@ -99,7 +111,36 @@ class Dialer:
             )
 
         async with contextlib.AsyncExitStack() as stack:
-            yield await self._first_that_works(stack, attempt)
+            connection = await self._first_that_answers(stack, attempt)
+            try:
+                yield connection
+            except BrokerConnectionError:
+                self._turn()
+                raise
+
+    async def _first_that_answers(
+        self, stack: contextlib.AsyncExitStack, attempt: Callable[[BrokerAddress, ProtocolName], Connection]
+    ) -> Connection:
+        """Try the addresses, each once."""
+        failures: list[str] = []
+        while True:
+            address = self._config.addresses[self._first]
+            try:
+                return await self._first_that_works(stack, partial(attempt, address))
+            except BrokerConnectionError as error:
+                self._turn()
+                failures.append(str(error))
+                if len(failures) < len(self._config.addresses):
+                    continue
+                if len(failures) == 1:
+                    raise
+                raise BrokerConnectionError("; ".join(failures)) from error
+            except BrokerAuthError:
+                self._turn()
+                raise
+
+    def _turn(self) -> None:
+        self._first = (self._first + 1) % len(self._config.addresses)
 
     async def _first_that_works(
         self, stack: contextlib.AsyncExitStack, attempt: Callable[[ProtocolName], Connection]
@@ -111,7 +152,12 @@ class Dialer:
         try:
             connection = await stack.enter_async_context(attempt(first))
         except ProtocolRefusedError as refused:
-            connection = await stack.enter_async_context(attempt(second))
+            try:
+                connection = await stack.enter_async_context(attempt(second))
+            except ProtocolRefusedError as other:
+                if other.said and not refused.said:  # the first is spoken there: why it hung up is what matters
+                    raise refused from other
+                raise
             if refused.said or self.protocol != "5":
                 self.protocol = second
         else:
@@ -120,12 +166,12 @@ class Dialer:
 
 
 async def read_retained(
-    config: MqttConfig, topics: Sequence[str], client_id: str, wait_s: float, *, quiet_s: float = 0.5
+    dialer: Dialer, topics: Sequence[str], client_id: str, wait_s: float, *, quiet_s: float = 0.5
 ) -> dict[str, Received]:
     """Read retained messages as another client with no will, and disconnect; changes nothing at the broker.
 
     Args:
-        config: Where the broker is.
+        dialer: Opens the connection.
         topics: Topics or filters. Without wildcards it ends as soon as each has its message.
         client_id: Another than the adapter's own, which would be thrown off the broker.
         wait_s: The most seconds to gather, once subscribed.
@@ -145,7 +191,7 @@ async def read_retained(
             found[received.topic] = received
             news.set()
 
-    async with Dialer(config).connect(client_id=client_id, on_message=take) as connection:
+    async with dialer.connect(client_id=client_id, on_message=take) as connection:
         await connection.subscribe([(topic, 0) for topic in topics])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):

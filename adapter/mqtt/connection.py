@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, cast
 
@@ -26,7 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from adapter.config import MqttConfig
+from adapter.config import BrokerAddress, MqttConfig
 from adapter.errors import BrokerAuthError, BrokerConnectionError, BrokerError
 from adapter.mqtt.gathered import Gathering
 from adapter.mqtt.message import (
@@ -86,6 +86,19 @@ class ProtocolRefusedError(BrokerConnectionError):
         super().__init__(reason)
 
 
+class SubscriptionRefusedError(BrokerError):
+    """The broker does not grant a subscription.
+
+    Attributes:
+        refusals: Why, by topic filter.
+    """
+
+    def __init__(self, place: str, refusals: Mapping[str, Refusal]) -> None:
+        self.refusals = dict(refusals)
+        refused = ", ".join(f"{topic} ({refusal.reason})" for topic, refusal in refusals.items())
+        super().__init__(f"{place}: subscription refused: {refused}")
+
+
 class Connection:
     """One connection to the broker in one protocol version; used once, as an async context manager.
 
@@ -93,6 +106,7 @@ class Connection:
     BrokerAuthError.
 
     Attributes:
+        place: Where the broker is, for people.
         protocol: The version spoken, ``"5"`` or ``"3.1.1"``.
         receive_maximum: How many QoS 1 messages may be in flight: the broker's Receive Maximum
             [MQTT-3.3.4-9]; 65,535, which is all packet identifiers, where it names none.
@@ -106,6 +120,7 @@ class Connection:
     def __init__(  # noqa: PLR0913 - what a connection is made of
         self,
         config: MqttConfig,
+        address: BrokerAddress,
         *,
         client_id: str,
         will: Message | None,
@@ -114,6 +129,7 @@ class Connection:
         tls: ssl.SSLContext | None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
+        self.place = str(address)
         self.protocol = protocol
         self.receive_maximum = 65_535
         self.maximum_packet_size: int | None = None
@@ -123,7 +139,7 @@ class Connection:
         self.hung_up = False
         self._config = config
         self._five = protocol == "5"
-        self._place = f"{config.host}:{config.port}"
+        self._address = address
         self._on_message = on_message
         self._connect_timeout_s = connect_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -200,11 +216,15 @@ class Connection:
         """Write now what was published, instead of behind all else that this turn of the event loop brings."""
         self._line.flush()
 
-    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+    async def subscribe(self, filters: Sequence[tuple[str, int]], *, patient: bool = False) -> None:
         """Subscribe to topic filters, each with its QoS, and wait until the broker has agreed.
 
+        Args:
+            filters: The topic filters.
+            patient: Whether to wait as long as for a PUBACK: the answer may come behind those to many messages.
+
         Raises:
-            BrokerError: It refused one of them.
+            SubscriptionRefusedError: It refused one of them.
             BrokerConnectionError: The connection was lost, or there was no answer.
         """
         self._check()
@@ -212,17 +232,19 @@ class Connection:
         assert mid is not None, "paho has a socket while the connection is not gone"  # noqa: S101 - for mypy
         suback = self._subacks[mid] = self._loop.create_future()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(ACK_TIMEOUT_S if patient else self._connect_timeout_s):
                 reasons = await suback
         except TimeoutError as err:
-            raise BrokerConnectionError(f"{self._place}: no answer to SUBSCRIBE") from err
+            raise BrokerConnectionError(f"{self.place}: no answer to SUBSCRIBE") from err
         finally:
             self._subacks.pop(mid, None)
-        refused = [
-            f"{topic} ({reason})" for (topic, _), reason in zip(filters, reasons, strict=True) if reason.is_failure
-        ]
-        if refused:
-            raise BrokerError(f"{self._place}: subscription refused: {', '.join(refused)}")
+        refusals = {
+            topic: Refusal(str(reason), reason.value)
+            for (topic, _), reason in zip(filters, reasons, strict=True)
+            if reason.is_failure
+        }
+        if refusals:
+            raise SubscriptionRefusedError(self.place, refusals)
 
     def ack(self, received: Received) -> None:
         """Acknowledge a received message, so that the broker forgets it (C3).
@@ -255,7 +277,7 @@ class Connection:
             manual_ack=True,
         )
         client.username_pw_set(config.username, config.password)
-        client.ws_set_options(config.path)
+        client.ws_set_options(self._address.path)
         if client.transport == "tcp":
             client.tls_set_context(cast(ssl.SSLContext, Gathering(tls)))
         elif tls is not None:
@@ -269,16 +291,16 @@ class Connection:
         return client
 
     async def _open(self) -> None:
-        config, seconds = self._config, self._connect_timeout_s
+        address, seconds = self._address, self._connect_timeout_s
         try:
             async with asyncio.timeout(seconds):
                 properties = _connect_properties() if self._five else None
-                await self._line.connect(config.host, config.port, config.keepalive_s, seconds, properties)
+                await self._line.connect(address.host, address.port, self._config.keepalive_s, seconds, properties)
                 await self._connack
         except TimeoutError as err:
-            raise BrokerConnectionError(f"{self._place}: no answer within {seconds:g} s") from err
+            raise BrokerConnectionError(f"{self.place}: no answer within {seconds:g} s") from err
         except (OSError, ValueError) as err:
-            raise BrokerConnectionError(f"{self._place}: {_explain(err)}") from err
+            raise BrokerConnectionError(f"{self.place}: {_explain(err)}") from err
 
     def _send(self, message: Message, on_ack: OnAck) -> None:
         packet_id = self._next_id() if message.qos else 0
@@ -311,7 +333,7 @@ class Connection:
     def _end(self, reason: str) -> None:
         if self._gone.is_set():
             return
-        self._loss = BrokerConnectionError(f"{self._place}: {reason}")
+        self._loss = BrokerConnectionError(f"{self.place}: {reason}")
         self._gone.set()
         self._answered.set()
         if not self._connack.done():
@@ -331,7 +353,7 @@ class Connection:
     def _on_connect(self, _client: Client, _userdata: object, _flags: object, reason: ReasonCode, granted: Any) -> None:  # noqa: ANN401 - paho's Properties have dynamic members
         if self._connack.done():  # the deadline has just passed
             return
-        text = f"{self._place}: {reason}"
+        text = f"{self.place}: {reason}"
         if not reason.is_failure:
             self.receive_maximum = getattr(granted, "ReceiveMaximum", self.receive_maximum)
             self.maximum_packet_size = getattr(granted, "MaximumPacketSize", None)

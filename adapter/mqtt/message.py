@@ -53,17 +53,18 @@ class Received:
 
 
 _PASSING = frozenset({0x80, 0x83, 0x91, 0x97})
-"""PUBACK: unspecified error, implementation specific error, packet identifier in use, quota exceeded. The others speak
-of the message itself: its topic, its format, who may publish it. Source: MQTT 5.0, 3.4.2.1."""
+"""PUBACK and SUBACK: unspecified error, implementation specific error, packet identifier in use, quota exceeded. The
+others speak of the message or the topic filter itself: its format, or who may use it. A SUBACK of 3.1.1 knows the first
+alone. Source: MQTT 5.0, 3.4.2.1 and 3.9.3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the broker did not take a message over.
+    """Why the broker did not take a message over, or did not grant a subscription.
 
     Attributes:
         reason: In the words of MQTT: "Not authorized".
-        code: The reason code of its PUBACK; `None` where the message was not sent at all.
+        code: The reason code of its PUBACK or SUBACK; `None` where the message was not sent at all.
     """
 
     reason: str
