@@ -81,6 +81,15 @@ class Engine:
         self._kept = f"ccgateway2mqtt_{config.name}_commands"
         self._commands: KeyValue
 
+    async def change_server(self) -> None:
+        """Take another server in place of one that may be cut off from the others, or gone without a word."""
+        writer = getattr(self._client._transport, "_io_writer", None)  # noqa: SLF001 - see below
+        if writer is None:
+            await self._client.force_reconnect()
+        else:
+            # nats-py would wait until what it had written is sent, which may be never.
+            writer.transport.abort()
+
     @property
     def closed(self) -> bool:
         """Whether the connection is over for good: the servers do not want us any more."""

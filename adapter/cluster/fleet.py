@@ -13,7 +13,7 @@ Rules of this file:
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -31,7 +31,7 @@ from adapter.errors import ClusterError, ClusterUnavailableError
 from adapter.event import Event, Members
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
-from adapter.store.records import Change, CommandRecord
+from adapter.store.records import AgentRecord, Change, CommandRecord
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _TICK_S = 0.25
 _LOOK_AGAIN_S = 5.0
 """How soon an agent is looked at again that another member has."""
 _UNREADABLE_S = 60.0
-"""How soon an agent is looked at again whose journal cannot be read."""
+"""How soon one is looked at again whose journal cannot be read."""
 _LATE_S = 5.0
 """How often it is looked at what came late, where no hint says so."""
 _AT_ONCE = 64
@@ -194,11 +194,14 @@ class SharedFleet(Fleet):
         self.released(work_no)
         await self._journal.published(work_no, _PUBLISHED_S)
         if self._journal.owns(work_no):
-            try:
-                await self._journal.release(work_no, record)
-            except ClusterUnavailableError as error:
-                _log.warning("agent %s: not handed over, but left to be taken over: %s", work_no, error)
-            await self._engine.tell("released", work_no.encode())
+            await self._make_free(work_no, record)
+
+    async def _make_free(self, work_no: str, record: AgentRecord) -> None:
+        try:
+            await self._journal.release(work_no, record, lambda: not self._stopping)
+        except ClusterUnavailableError as error:
+            _log.warning("agent %s: not handed over, but left to be taken over: %s", work_no, error)
+        await self._engine.tell("released", work_no.encode())
 
     async def _claim_our_share(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -215,22 +218,36 @@ class SharedFleet(Fleet):
             alive: dict[str, bool] = {}
             self._heard.difference_update(part)
             try:
-                found = await asyncio.gather(*map(self._engine.last, part))
-                pages = [None if stored is None else self._codec.read(stored.value) for stored in found]
+                found = list(self._read(part, await asyncio.gather(*map(self._engine.last, part))))
                 # Only now: who is not there after its page was read will never write another.
-                for owner in {page.owner for page in pages if page is not None and page.owner}:
+                for owner in {page.owner for _, _, page in found if page is not None and page.owner}:
                     alive[owner] = owner != self._membership.term.owner and await self._membership.is_alive(owner)
             except ClusterUnavailableError as error:
                 _log.debug("cluster: looking at agents: %s", error)
                 return
             free = []
-            for work_no, stored, page in zip(part, found, pages, strict=True):
+            for work_no, stored, page in found:
                 if page is not None and alive.get(page.owner, False):
                     if work_no not in self._heard:  # since its page was read
                         self._look_at[work_no] = now + _LOOK_AGAIN_S
                 else:
                     free.append((work_no, stored, page))
             await asyncio.gather(*(self._claim(*each, place) for place, each in enumerate(free)))
+
+    def _read(
+        self, work_nos: Iterable[str], found: Iterable[Stored | None]
+    ) -> Iterator[tuple[str, Stored | None, Page | None]]:
+        """Read the newest pages of agents, but for those that cannot be read."""
+        for work_no, stored in zip(work_nos, found, strict=True):
+            try:
+                yield work_no, stored, None if stored is None else self._codec.read(stored.value)
+            except ClusterError as error:
+                self._leave_alone(work_no, error)
+
+    def _leave_alone(self, work_no: str, error: ClusterError) -> None:
+        """Leave an agent alone for a while whose journal nobody here can read: a person is needed."""
+        _log.error("agent %s: not polled: %s", work_no, error, extra={"work_no": work_no})
+        self._look_at[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
 
     async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
         """Make an agent ours, and poll it."""
@@ -240,13 +257,12 @@ class SharedFleet(Fleet):
             _log.debug("agent %s: claiming: %s", work_no, error)
             return
         except ClusterError as error:
-            self._look_at[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
-            _log.error("agent %s: not polled: %s", work_no, error, extra={"work_no": work_no})
+            self._leave_alone(work_no, error)
             return
         if record is None:
             return  # somebody was first; the next look shows who
         if self._stopping or work_no not in self.configured:
-            await self._journal.release(work_no, record)
+            await self._make_free(work_no, record)
             return
         # Who let it go had waited; who was struck out may have left a poll that has failed for the gateway.
         begin_s = self._begin_s if page is None else AFTER_FAILURE_S if page.owner else 0.0

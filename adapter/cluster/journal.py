@@ -41,6 +41,8 @@ _T = TypeVar("_T")
 
 _AGAIN_S = 0.2
 """When something is asked again that nobody has answered."""
+_LOOK_AGAIN_S = 0.5
+"""When it is looked again whether anything may go out."""
 _AT_RISK_S = 10.0
 """How long an event may wait for a quorum before that is said: choosing another leader takes 4 to 10 s."""
 _TIDY_S = 2.0
@@ -133,6 +135,7 @@ class Journal(Outbox):
             ClusterUnavailableError: It is not known whether it is ours.
             ClusterError: Its journal cannot be read.
         """
+        term = self._term
         record, newest = AgentRecord(work_no=work_no), b""
         outgoing: list[Outgoing] = []
         if found is not None:
@@ -151,6 +154,8 @@ class Journal(Outbox):
             )
         except ClusterConflictError:
             return None
+        if term is None or term is not self._term or not term.holds():
+            return None  # it was claimed for a term that is over: it is nobody's
         own = self._own[work_no] = _Own(record=record, place=place, sealed=sealed, newest=newest, tidy=not outgoing)
         self.agents[work_no] = record
         if outgoing:
@@ -175,8 +180,13 @@ class Journal(Outbox):
                 break
         return outgoing
 
-    async def release(self, work_no: str, record: AgentRecord) -> None:
+    async def release(self, work_no: str, record: AgentRecord, insists: Callable[[], bool]) -> None:
         """Make an agent nobody's, when its last request is over and what it left is stored.
+
+        Args:
+            work_no: The agent.
+            record: What it left.
+            insists: Says whether to go on where it is not known: nobody else can have it as long as we are a member.
 
         Raises:
             ClusterUnavailableError: It is not known whether it is.
@@ -189,16 +199,20 @@ class Journal(Outbox):
             if record != own.record:
                 own.record, own.sealed = record, self._codec.seal(record)
             data = self._codec.write(own.record, owner="", sealed=own.sealed, newest=own.newest)
-            try:
-                await self._engine.append(
-                    self._engine.journal(work_no),
-                    data,
-                    after=own.place,
-                    message_id=new_id(),
-                    alone=not own.waiting,
-                )
-            except ClusterConflictError:
-                _log.debug("agent %s: is another's already", work_no)
+            message_id, alone = new_id(), not own.waiting
+            while True:
+                try:
+                    await self._engine.append(
+                        self._engine.journal(work_no), data, after=own.place, message_id=message_id, alone=alone
+                    )
+                except ClusterConflictError:
+                    _log.debug("agent %s: is another's already", work_no)
+                except ClusterUnavailableError:
+                    if not insists():
+                        raise
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+                return
 
     def begin(self, term: Term) -> None:
         """Begin to own agents."""
@@ -420,6 +434,7 @@ class Journal(Outbox):
     async def next(self, limit: int) -> list[Entry]:
         """Take up to `limit` entries that come next in line and are ours. Raises as `Outbox.next`."""
         if not self._may_publish():
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self.changed.set)  # a renewal tells nobody
             return []
         ours: list[Entry] = []
         for entry in await super().next(limit):

@@ -33,6 +33,9 @@ from adapter.outage import Outage
 
 _log = logging.getLogger(__name__)
 
+_SILENT_S = 4.0
+"""How long renewing the lease may fail before another server is asked: one that is cut off from the others does not say
+so. Choosing another leader may take as long."""
 _TELL_S = 1.0
 """How long a member that leaves waits until the others can know it, before it hands its agents over."""
 
@@ -144,6 +147,7 @@ class Membership:
         self._outage = Outage("cluster")
         self._revision = 0
         self._asked_at: dict[int, float] = {}
+        self._silent_since: float | None = None
         self._at_once = asyncio.Event()
         self._told = asyncio.Event()
         self._entry = Entry(term=_new_name(), count=0, content=content_of(config), proof=codec.proof(), storage=storage)
@@ -254,6 +258,7 @@ class Membership:
                     await self._at_once.wait()
 
     async def _keep(self) -> None:
+        began_at = lasting_time()
         try:
             await self._renew()
             await self._look()
@@ -263,10 +268,20 @@ class Membership:
         except ClusterUnavailableError as error:
             if not self.term.valid():
                 self._outage.begins(self.name, f"no quorum: {error}; nothing is polled meanwhile")
+            await self._look_elsewhere(began_at)
         except ClusterConflictError:
             await self._begin_again()
         else:
+            self._silent_since = None
             self._outage.is_over()
+
+    async def _look_elsewhere(self, failed_at: float) -> None:
+        """Ask another server, where this one has had no answer for long."""
+        if self._silent_since is None:
+            self._silent_since = failed_at
+        elif lasting_time() - self._silent_since > _SILENT_S:
+            self._silent_since = None
+            await self._engine.change_server()
 
     async def _renew(self) -> None:
         """Renew the lease; an answer that was lost shows in what is there.

@@ -1,0 +1,132 @@
+"""What a member does where its servers, its lease or a journal fail it (issue 6, points 2, 3 and 5)."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import nats as nats_py
+import pytest
+
+from adapter.clock import lasting_time
+from adapter.cluster.codec import Codec
+from adapter.cluster.engine import Engine, connect
+from adapter.cluster.fleet import SharedFleet
+from adapter.cluster.journal import Journal
+from adapter.cluster.lease import Terms
+from adapter.cluster.membership import Term
+from adapter.config import ClusterConfig
+from adapter.store.outbox import open_as
+from adapter.store.records import Change, Outgoing
+from adapter.topics import Topics
+from tests.broker_support import Broker
+from tests.cluster_support import KEY, Servers, servers, until
+from tests.test_cluster import configure, members, polled_by, simulated
+
+_LONG_S = 600.0
+_AWAY_S = 3.8
+"""Longer than a poll, and than an answer is waited for."""
+
+
+@contextlib.asynccontextmanager
+async def journal_of(directory: Path, nats: Servers) -> AsyncIterator[tuple[Journal, Engine]]:
+    """Open a member's outbox on real servers."""
+    config = ClusterConfig(
+        urls=tuple(nats.url.split(",")),
+        name="test",
+        keys=(KEY,),
+        username=None,
+        password=None,
+        credentials=None,
+        ca_file=None,
+        cert_file=None,
+        key_file=None,
+        replicas=len(nats.nodes),
+        moves=1,
+    )
+    async with connect(config, "a") as engine:
+        await engine.prepare()
+        make = partial(Journal, engine=engine, codec=Codec(config.keys), topics=Topics("agents"))
+        async with open_as(make, directory / "a.db", 100, durable=False) as journal:
+            yield journal, engine
+
+
+def term_of(length_s: float) -> Term:
+    """Begin a term whose lease was granted now."""
+    term = Term("a/1", Terms(poll_s=0.0, length_s=length_s))
+    term.grant(lasting_time())
+    return term
+
+
+async def test_a_claim_for_a_term_that_is_over_is_none(tmp_path: Path) -> None:
+    """Point 3: who was struck out while a claim was on its way does not poll that agent, since others may have it."""
+    async with servers(tmp_path) as nats, journal_of(tmp_path, nats) as (journal, engine):
+        term = term_of(_LONG_S)
+        journal.begin(term)
+        claim = asyncio.create_task(journal.claim("101", None))
+        await asyncio.sleep(0)
+        term.end()
+
+        assert await claim is None
+        assert not journal.owns("101")
+        journal.begin(term_of(_LONG_S))
+        assert await journal.claim("101", await engine.last("101")) is not None
+
+
+async def test_what_waits_goes_out_when_the_lease_holds_again(tmp_path: Path) -> None:
+    """Point 5: a lease that could not be renewed for a while holds nothing back for longer than that."""
+    async with servers(tmp_path) as nats, journal_of(tmp_path, nats) as (journal, _):
+        term = term_of(_LONG_S)
+        journal.begin(term)
+        await journal.claim("101", None)
+        await journal.commit(Change(outgoing=[Outgoing(topic="t", payload=b"p")]))
+        term.end()
+        journal.changed.clear()
+        assert await journal.next(10) == []
+
+        term.grant(lasting_time())
+        async with asyncio.timeout(30):
+            await journal.changed.wait()
+
+        assert [entry.message.topic for entry in await journal.next(10)] == ["t"]
+
+
+async def test_a_hand_over_waits_for_a_quorum(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 4: an agent that could not be released in time is not left without anybody who may poll it."""
+    async with servers(tmp_path, 3) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        work_nos = {agent.work_no for agent in simulator.agents}
+        async with members(paths[:1]) as first:
+            await until(lambda: polled_by(first)[0] == work_nos)
+            async with members(paths[1:]) as second:
+                fleet = first[0].app._fleet
+                assert isinstance(fleet, SharedFleet)
+                await until(lambda: fleet._leaving)
+                await asyncio.gather(*(node.kill() for node in nats.nodes[1:]))
+                await asyncio.sleep(_AWAY_S)
+                await asyncio.gather(*(node.start() for node in nats.nodes[1:]))
+
+                await until(lambda: all(polled_by([*first, *second])))
+                await until(lambda: set.union(*polled_by([*first, *second])) == work_nos)
+
+
+async def test_a_journal_that_cannot_be_read_is_its_agents_trouble(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One agent's trouble stays its own: the others are polled, and a person is called."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        path = configure(tmp_path, simulator, shared_broker, nats, "a")
+        work_nos = {agent.work_no for agent in simulator.agents}
+        async with members([path]) as running:
+            await until(lambda: polled_by(running)[0] == work_nos)
+        client = await nats_py.connect(nats.url)
+        await client.jetstream().publish("ccgateway2mqtt.test.agent.101", b"no page")
+        await client.close()
+
+        with caplog.at_level(logging.ERROR):
+            async with members([path]) as running:
+                await until(lambda: polled_by(running)[0] == work_nos - {"101"})
+                await until(lambda: "agent 101: not polled" in caplog.text)
+                assert not running[0].task.done()
