@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 import pytest
 import trustme
@@ -301,6 +302,11 @@ async def test_the_fleet_runs(
     environments = [{"SERVER_NAME": name} for name in NATS]
     async with run_servers(places, server_confs(places, files[0]), environments) as parts:
         await ready(config, parts)
+        health = urlsplit(SERVICES[NATS[0]]["healthcheck"]["test"][-1])
+        async with httpx.AsyncClient() as client:
+            for port in places.monitors:
+                answer = await client.get(f"http://127.0.0.1:{port}{health.path}?{health.query}")
+                assert answer.json() == {"status": "ok"}
         running: list[Running] = []
         try:
             for path, name in zip(paths, ADAPTERS, strict=True):
