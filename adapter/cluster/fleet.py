@@ -87,6 +87,7 @@ class SharedFleet(Fleet):
         self._look_at: dict[str, float] = {}
         self._heard: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._left = 0
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
         membership.struck_out = self._give_up
@@ -145,6 +146,8 @@ class SharedFleet(Fleet):
             self._hand_over(work_no, hurry)
         if self._leaving:
             await asyncio.wait(self._leaving.values())
+        if self._left:
+            _log.warning("cluster: %d agents could not be handed over; they are taken over", self._left)
         for task in self._working:
             task.cancel()
         await asyncio.wait(self._working)
@@ -200,7 +203,8 @@ class SharedFleet(Fleet):
         try:
             await self._journal.release(work_no, record, lambda: not self._stopping)
         except ClusterUnavailableError as error:
-            _log.warning("agent %s: not handed over, but left to be taken over: %s", work_no, error)
+            self._left += 1
+            _log.debug("agent %s: not handed over: %s", work_no, error)
         await self._engine.tell("released", work_no.encode())
 
     async def _claim_our_share(self) -> None:
@@ -259,8 +263,8 @@ class SharedFleet(Fleet):
         except ClusterError as error:
             self._leave_alone(work_no, error)
             return
-        if record is None:
-            return  # somebody was first; the next look shows who
+        if record is None or not self._journal.owns(work_no):
+            return  # somebody was first, or we were struck out; the next look shows who has it
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
             return
@@ -332,6 +336,8 @@ class SharedFleet(Fleet):
             for message in self._codec.read(found.value).outgoing:
                 if message.retain:
                     event, event_id, received_at = _event_of(message.payload)
+                    if self._journal.inherited(work_no, event_id):
+                        continue  # taken in before by a former owner, who could not remove it here any more
                     presence.number(event, received_at, change, event_id=event_id)
                 else:
                     change.outgoing.append(message)

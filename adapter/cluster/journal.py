@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import msgspec
+
 from adapter.clock import steady_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
@@ -70,6 +72,7 @@ class _Own:
         tidy_at: When it is to be made tidy, on the loop's clock.
         idle: Set when nothing waits, where somebody waits for that.
         stored: The change that was appended last: it is not appended again.
+        inherited: Ids of the events that its former owner has left to be published.
         ours: Whether it is still ours.
     """
 
@@ -82,6 +85,7 @@ class _Own:
     tidy_at: float = 0.0
     idle: asyncio.Event | None = None
     stored: Change | None = None
+    inherited: frozenset[str] = frozenset()
     ours: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -157,6 +161,7 @@ class Journal(Outbox):
         if term is None or term is not self._term or not term.holds():
             return None  # it was claimed for a term that is over: it is nobody's
         own = self._own[work_no] = _Own(record=record, place=place, sealed=sealed, newest=newest, tidy=not outgoing)
+        own.inherited = frozenset(_id_of(message) for message in outgoing if message.retain and message.payload)
         self.agents[work_no] = record
         if outgoing:
             await self._line_up(own, Change(outgoing=outgoing, made_at=steady_time() - _LATE_S))
@@ -236,6 +241,11 @@ class Journal(Outbox):
     def owns(self, work_no: str) -> bool:
         """Say whether an agent is ours."""
         return work_no in self._own
+
+    def inherited(self, work_no: str, event_id: str) -> bool:
+        """Say whether an event was in an agent's journal when that became ours."""
+        own = self._own.get(work_no)
+        return own is not None and event_id in own.inherited
 
     async def published(self, work_no: str, within_s: float) -> None:
         """Wait until nothing of an agent waits to be published, if it is ours, and not for long."""
@@ -492,6 +502,17 @@ class Journal(Outbox):
                 return
             data = self._codec.write(own.record, owner=self._owner, sealed=own.sealed, newest=own.newest)
             own.tidy = await self._appended(own, data, alone=True)
+
+
+class _Identified(msgspec.Struct):
+    id: str
+
+
+_decode_id = msgspec.json.Decoder(_Identified).decode
+
+
+def _id_of(message: Outgoing) -> str:
+    return _decode_id(message.payload).id
 
 
 def command_key(command: CommandRecord) -> str:
