@@ -13,7 +13,7 @@ Rules of this file:
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -88,6 +88,7 @@ class SharedFleet(Fleet):
         self._heard: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._left = 0
+        self._doubtful: set[str] = set()
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
         membership.struck_out = self._give_up
@@ -211,7 +212,7 @@ class SharedFleet(Fleet):
         now = asyncio.get_running_loop().time()
         wanted = [
             work_no
-            for work_no in self._share
+            for work_no in self._share | self._doubtful
             if work_no not in self.pollers and work_no not in self._leaving and self._look_at.get(work_no, 0.0) <= now
         ]
         wanted.sort(key=lambda work_no: work_no not in self._heard)
@@ -231,7 +232,7 @@ class SharedFleet(Fleet):
                 return
             free = []
             for work_no, stored, page in found:
-                if page is not None and alive.get(page.owner, False):
+                if not self._is_free(work_no, page, alive):
                     if work_no not in self._heard:  # since its page was read
                         self._look_at[work_no] = now + _LOOK_AGAIN_S
                 else:
@@ -253,8 +254,20 @@ class SharedFleet(Fleet):
         _log.error("agent %s: not polled: %s", work_no, error, extra={"work_no": work_no})
         self._look_at[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
 
+    def _is_free(self, work_no: str, page: Page | None, alive: Mapping[str, bool]) -> bool:
+        """Say whether an agent is to be claimed.
+
+        Where it is not known whether an agent was claimed, its page may name us, or come to, without anybody polling
+        it. If so, it is claimed once more, and handed over where it is not our share by now.
+        """
+        owner = "" if page is None else page.owner
+        if owner not in {"", self._membership.term.owner}:
+            self._doubtful.discard(work_no)
+        return not alive.get(owner, False) and (work_no in self._share or owner == self._membership.term.owner)
+
     async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
         """Make an agent ours, and poll it."""
+        self._doubtful.add(work_no)
         try:
             record = await self._journal.claim(work_no, stored)
         except ClusterUnavailableError as error:
@@ -265,6 +278,7 @@ class SharedFleet(Fleet):
             return
         if record is None or not self._journal.owns(work_no):
             return  # somebody was first, or we were struck out; the next look shows who has it
+        self._doubtful.discard(work_no)
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
             return

@@ -240,6 +240,7 @@ class Membership:
         asked_at = lasting_time()
         self._revision = await self._engine.enlist(self.name, msgspec.json.encode(self._entry), replacing)
         self._asked_at = {}
+        self._census = Census(self._terms)  # others may have been looked at while nobody could renew
         self.term = self._new_term()
         self.term.grant(asked_at)
         self.begun()
@@ -338,8 +339,10 @@ class Membership:
         """
         name, _, term = owner.rpartition("/")
         found = await self._engine.member(name)
-        entry = None if found is None else _entry_of(found.value)
-        return entry is not None and entry.term == term
+        if found is None:
+            return False
+        entry = _entry_of(found.value)
+        return entry is None or entry.term == term  # what cannot be read may be of a newer version
 
     async def leave_soon(self) -> None:
         """Have the others know that our agents are theirs from now on; nobody waits for servers that are away."""
@@ -358,6 +361,8 @@ class Membership:
     async def leave(self) -> None:
         """End the membership, when nothing is polled any more."""
         self.term.end()
+        if not self._revision:
+            return  # struck out, and no member again since
         try:
             await self._engine.strike(self.name, self._revision)
         except (ClusterConflictError, ClusterUnavailableError) as error:
