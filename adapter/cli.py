@@ -1,8 +1,8 @@
 """The command line: commands and options. What a command does is elsewhere.
 
 Rules of this file:
-1. What people read goes to stderr, what programs read to stdout. `demo` and `watch` are for people alone, and what
-   they show is what they are for: it goes to stdout.
+1. What people read goes to stderr, what programs read to stdout. `demo`, `watch` and `cluster status` are there to be
+   looked at: what they show goes to stdout.
 2. Modules are imported by the command that needs them, so that `--help` is quick.
 """
 
@@ -16,21 +16,12 @@ from typing import Any, Literal, TypeVar
 import click
 
 from adapter import __version__
-from adapter.cli_group import FAILED, WRONG, Group, tell
+from adapter.cli_cluster import cluster
+from adapter.cli_group import FAILED, WRONG, Group, config_option, examples, tell
 from adapter.errors import StartError
 
 _T = TypeVar("_T")
 
-_config = click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    envvar="CCGATEWAY2MQTT_CONFIG",
-    show_envvar=True,
-    help="The configuration file.",
-)
 _username = click.option("--username", help="Log in to the broker as this user instead of the configured one.")
 _password_file = click.option(
     "--password-file",
@@ -39,16 +30,10 @@ _password_file = click.option(
 )
 
 
-def _examples(*lines: str) -> str:
-    """Write the end of a command's help: what to type, each on a line of its own that nothing breaks."""
-    # The mark is click's: a paragraph that begins with it is not wrapped.
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
-
-
 @click.group(
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_examples(
+    epilog=examples(
         "ccgateway2mqtt demo",
         "ccgateway2mqtt check -c config.yaml --online",
         "ccgateway2mqtt run -c config.yaml",
@@ -65,7 +50,7 @@ def main() -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "ccgateway2mqtt demo --agents 24",
         "ccgateway2mqtt demo --duration 20 --no-browser --config-out config.yaml",
     )
@@ -87,8 +72,8 @@ def demo(**options: Any) -> None:  # noqa: ANN401 - they are `demo.Options`
     _run(show.run(show.Options(**options)))
 
 
-@main.command(epilog=_examples("ccgateway2mqtt run -c config.yaml"))
-@_config
+@main.command(epilog=examples("ccgateway2mqtt run -c config.yaml"))
+@config_option
 def run(path: Path) -> None:
     """Run the adapter.
 
@@ -110,8 +95,8 @@ def run(path: Path) -> None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started this process
 
 
-@main.command(epilog=_examples("ccgateway2mqtt check -c config.yaml", "ccgateway2mqtt check -c config.yaml --online"))
-@_config
+@main.command(epilog=examples("ccgateway2mqtt check -c config.yaml", "ccgateway2mqtt check -c config.yaml --online"))
+@config_option
 @click.option("--online", is_flag=True, help="Also look at gateway, broker and machine; nothing stays changed.")
 @_username
 @_password_file
@@ -136,7 +121,7 @@ def check(path: Path, *, online: bool, username: str | None, password_file: Path
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "ccgateway2mqtt watch -c config.yaml",
         "ccgateway2mqtt watch --broker mqtt://broker.example --username wall --password-file wall.txt",
     )
@@ -165,14 +150,14 @@ def watch(
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         'ccgateway2mqtt calldata 101 "customer=4711" -c config.yaml',
         "ccgateway2mqtt calldata 101 - -c config.yaml < value.txt",
     )
 )
 @click.argument("workno")
 @click.argument("value")
-@_config
+@config_option
 @click.option(
     "--ttl", type=click.IntRange(1, 3600), default=60, show_default=True, help="Seconds for which the adapter tries."
 )
@@ -196,7 +181,7 @@ def calldata(workno: str, value: str, path: Path, ttl: int, username: str | None
         sys.exit(FAILED)
 
 
-@main.command(epilog=_examples("ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml"))
+@main.command(epilog=examples("ccgateway2mqtt simulate --agents 5 --scenario examples/scenarios/busy.yaml"))
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT; port 0 takes any free one.")
 @click.option("--agents", type=click.IntRange(1, 50_000), default=3, show_default=True, help="How many agents.")
 @click.option("--scenario", type=click.Path(path_type=Path, dir_okay=False), help="What happens: examples/scenarios/.")
@@ -226,7 +211,7 @@ def _schemas(_context: click.Context, _parameter: click.Parameter, incomplete: s
     return [name for name in contracts.names() if name.startswith(incomplete)]
 
 
-@main.command(epilog=_examples("ccgateway2mqtt schema", "ccgateway2mqtt schema state"))
+@main.command(epilog=examples("ccgateway2mqtt schema", "ccgateway2mqtt schema state"))
 @click.argument("name", required=False, shell_complete=_schemas)
 def schema(name: str | None) -> None:
     """Print the JSON Schema NAME of a topic's payload or of the configuration; without a name, list them.
@@ -242,8 +227,8 @@ def schema(name: str | None) -> None:
         click.echo(contracts.read(name), nl=False)
 
 
-@main.command(epilog=_examples("ccgateway2mqtt health -c config.yaml"))
-@_config
+@main.command(epilog=examples("ccgateway2mqtt health -c config.yaml"))
+@config_option
 def health(path: Path) -> None:
     """Exit with 0 while the adapter that runs with this configuration is well; for containers."""
     from adapter import check as checking
@@ -253,12 +238,12 @@ def health(path: Path) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "ccgateway2mqtt purge -c config.yaml",
         "ccgateway2mqtt purge -c config.yaml --storage --yes",
     )
 )
-@_config
+@config_option
 @click.option("--yes", is_flag=True, help="Do it; without, it is only said what would be done.")
 @click.option("--storage", is_flag=True, help="Delete the database too, with what waits in it for the broker.")
 @_username
@@ -279,7 +264,7 @@ def purge(path: Path, *, yes: bool, storage: bool, username: str | None, passwor
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         'eval "$(ccgateway2mqtt completion bash)"',
         'eval "$(ccgateway2mqtt completion zsh)"',
         "ccgateway2mqtt completion fish > ~/.config/fish/completions/ccgateway2mqtt.fish",
@@ -294,6 +279,9 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     from click.shell_completion import get_completion_class
 
     click.echo(get_completion_class(shell)(main, {}, "ccgateway2mqtt", "_CCGATEWAY2MQTT_COMPLETE").source())
+
+
+main.add_command(cluster)
 
 
 def _log_in(mqtt: Any, username: str | None, password_file: Path | None) -> Any:  # noqa: ANN401 - see below

@@ -1,4 +1,6 @@
-"""How each command ends: every error is a line on stderr and an exit code, also one that nobody foresaw.
+"""What commands have in common: how each ends, the option that names the configuration, examples in the help.
+
+Every error is a line on stderr and an exit code, also one that nobody foresaw.
 
 Never a traceback: it could hold anything.
 """
@@ -6,6 +8,7 @@ Never a traceback: it could hold anything.
 import contextlib
 import io
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +18,24 @@ from adapter.errors import AdapterError, ConfigError, StartError, StorageInUseEr
 
 FAILED, WRONG, IN_USE = 1, 2, 3
 """Exit codes: a failure, wrong usage or configuration, storage in use by another process."""
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    envvar="CCGATEWAY2MQTT_CONFIG",
+    show_envvar=True,
+    help="The configuration file.",
+)
+
+
+def examples(*lines: str) -> str:
+    """Write the end of a command's help: what to type, each on a line of its own that nothing breaks."""
+    # The mark is click's: a paragraph that begins with it is not wrapped.
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def tell(line: str) -> None:

@@ -62,9 +62,16 @@ def _commands() -> Iterator[str]:
     names = main.context_settings["help_option_names"]
     root = click.Context(main, info_name="ccgateway2mqtt", terminal_width=_WIDTH, help_option_names=names)
     yield _block(root.get_help())
-    for name, command in sorted(main.commands.items()):
-        yield f"### {name}\n"
-        yield _block(click.Context(command, info_name=name, parent=root).get_help())
+    yield from _commands_of(root, main)
+
+
+def _commands_of(parent: click.Context, group: click.Group) -> Iterator[str]:
+    for name, command in sorted(group.commands.items()):
+        context = click.Context(command, info_name=name, parent=parent)
+        yield f"### {context.command_path.partition(' ')[2]}\n"
+        yield _block(context.get_help())
+        if isinstance(command, click.Group):
+            yield from _commands_of(context, command)
 
 
 def _block(text: str) -> str:

@@ -59,6 +59,7 @@ FLOORS = (
         "cluster.shares",
         "cluster.topics",
         "cluster.codec",
+        "cluster.servers",
         "cluster.engine",
         "cluster.membership",
         "cluster.journal",
@@ -67,6 +68,7 @@ FLOORS = (
         "cluster.requests",
         "cluster.speaker",
         "cluster.joining",
+        "cluster.status",
         "cluster",
     ),
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
@@ -75,7 +77,7 @@ FLOORS = (
     ("simulator", "nats", "check", "doctor", "purge", "send", "watch"),
     # 7 command line
     ("demo_lines", "demo"),
-    ("cli_group", "cli", "__main__"),
+    ("cli_group", "cli_cluster", "cli", "__main__"),
 )
 """From the bottom up: names below `adapter`. Within a floor a module may use those on its left, never the others.
 A package can be one entry (`config`), with an order of its own within, or several (`config.rules`)."""
@@ -99,7 +101,7 @@ BESIDE = {
 }
 BESIDE |= {name for floor in FLOORS for name in floor if name.partition(".")[0] == "cluster"}
 BESIDE |= {"home_assistant", "home_assistant.devices", "home_assistant.announcing"}
-OPTIONAL = BESIDE | {"demo", "demo_lines", "cli_group", "cli"}
+OPTIONAL = BESIDE | {"demo", "demo_lines", "cli_group", "cli_cluster", "cli"}
 
 ROOT = Path(adapter.__file__).parent
 PLACES = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}

@@ -4,8 +4,10 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from adapter.cli import main
@@ -19,20 +21,33 @@ def examples(*command: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"ccgateway2mqtt [^<>)\n]*", shown)]
 
 
-@pytest.mark.parametrize("name", list(main.commands))
+def commands(group: click.Group = main, *before: str) -> Iterator[tuple[str, ...]]:
+    """List the words of every command; what a group has is below it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *before, name)
+        else:
+            yield (*before, name)
+
+
+@pytest.mark.parametrize("names", list(commands()), ids=" ".join)
 def test_the_help_of_a_command_shows_examples_that_are_right(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each example, as it stands there on one line, is what the command takes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wall.txt").touch()  # whose being there is looked at with the options
 
-    shown = examples(name)
+    shown = examples(*names)
 
     assert shown
-    for program, command, *words in shown:
-        assert (program, command) == ("ccgateway2mqtt", name)
-        main.commands[name].make_context(name, words)
+    for words in shown:
+        assert words[: 1 + len(names)] == ["ccgateway2mqtt", *names]
+        command: click.Command = main
+        for name in names:
+            assert isinstance(command, click.Group)
+            command = command.commands[name]
+        command.make_context(names[-1], words[1 + len(names) :])
 
 
 def test_the_main_help_shows_examples() -> None:
@@ -49,6 +64,7 @@ def test_help_imports_no_more_than_it_needs() -> None:
 
     assert {name for name in installed if name.startswith("adapter.")} == {
         "adapter.cli",
+        "adapter.cli_cluster",
         "adapter.cli_group",
         "adapter.errors",
     }

@@ -6,6 +6,7 @@ import re
 import sqlite3
 from pathlib import Path
 
+import click
 import pytest
 import trustme
 
@@ -124,7 +125,10 @@ def test_every_command_that_is_shown_exists(page: Path) -> None:
         if words[:1] == ["make"]:
             assert words[1] in targets, line
         if words[:1] == ["ccgateway2mqtt"] and line != "ccgateway2mqtt main":  # the name of a device
+            command: click.Command | None
             command = main.commands.get(words[1]) if len(words) > 1 and words[1][0] not in "-[" else main
+            if isinstance(command, click.Group) and command is not main:
+                command = command.commands.get(words[2])
             assert command is not None, line
             known = {option for each in command.params for option in each.opts} | {"--help"}
             assert {word.strip("[]") for word in words if word.startswith(("--", "[--"))} <= known, line

@@ -14,13 +14,10 @@ Source:
 
 import asyncio
 import contextlib
-import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
@@ -29,21 +26,18 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, Header, KeyValueConfig, RawStreamMsg, StreamConfig
 from nats.js.kv import KeyValue
 
+from adapter.cluster.servers import dial, hang_up, reason_of
 from adapter.config import ClusterConfig
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _ANSWER_S = 2.0
 """How long an answer is waited for. A server that leads no more says nothing; who asks again finds the next leader."""
-_CONNECT_S = 2
-_RECONNECT_S = 0.25
 _AGAIN_S = 2.0
 """When servers are tried again of which none was there at the start."""
-_PING_S = 1.5
-"""How often a server is asked whether it is still there; twice in vain, and another one is taken."""
+_CLIENT = "ccgateway2mqtt-"
 _FORGOTTEN_S = 600.0
 """After how long a lease that nobody struck out goes by itself: the fleet was away as a whole."""
 _COMMANDS_S = 3600.0
@@ -56,15 +50,22 @@ _NONE_HERE = 10074
 """JetStream's code for more replicas than there are servers."""
 _OTHERWISE = 10058
 """JetStream's code for a stream that is there with another configuration."""
+_INFO = "$JS.API.STREAM.INFO."
 _DELETED = frozenset({"DEL", "PURGE"})
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stored value, with the revision at which it can be replaced."""
+    """A stored value.
+
+    Attributes:
+        revision: At which it can be replaced.
+        at: Of leases: when it was stored, by the clock of the server that leads.
+    """
 
     revision: int
     value: bytes
+    at: str = ""
 
 
 class Engine:
@@ -145,6 +146,29 @@ class Engine:
             reason = f"cluster: {self._config.name} cannot be kept there: {err.description}; {hint}"
             raise StartError(reason, exit_code=1) from err
 
+    async def attach(self) -> None:
+        """Take the bucket as it is, and make nothing; `describe` says whether there is one. Raises as `members`."""
+        try:
+            self._members = await self._jetstream.key_value(self._bucket)
+        except nats.js.errors.NotFoundError:
+            return
+        except (nats.errors.Error, OSError) as err:
+            raise ClusterUnavailableError(reason_of(err)) from err
+
+    async def describe(self, subjects: str = "") -> tuple[bytes, bytes]:
+        """Ask what is stored, of leases and of journals; give the answers of JetStream as they are.
+
+        Args:
+            subjects: Which subjects of the journals' stream are counted.
+
+        Raises:
+            ClusterUnavailableError: Nobody says.
+        """
+        question = b'{"subjects_filter":"%s.%s"}' % (self._root.encode(), subjects.encode()) if subjects else b""
+        leases = await _asked(self._client.request(f"{_INFO}KV_{self._bucket}", timeout=_ANSWER_S))
+        journals = await _asked(self._client.request(f"{_INFO}{self._stream}", question, timeout=_ANSWER_S))
+        return leases.data, journals.data
+
     # Members.
 
     async def enlist(self, name: str, value: bytes, replacing: int = 0) -> int:
@@ -179,7 +203,7 @@ class Engine:
             headers = message.headers or {}
             if headers.get("KV-Operation") not in _DELETED:
                 name = headers["Nats-Subject"].removeprefix(prefix)
-                found[name] = Stored(int(headers["Nats-Sequence"]), message.data)
+                found[name] = Stored(int(headers["Nats-Sequence"]), message.data, headers.get("Nats-Time-Stamp", ""))
         return found
 
     async def anybody(self) -> bool:
@@ -214,7 +238,7 @@ class Engine:
             finally:
                 await answers.unsubscribe()
         except nats.errors.Error as err:
-            raise ClusterUnavailableError(_reason(err)) from err
+            raise ClusterUnavailableError(reason_of(err)) from err
 
     # The agents' journal.
 
@@ -335,7 +359,7 @@ class Engine:
         except nats.errors.TimeoutError:
             pass
         except nats.errors.Error as err:
-            raise ClusterUnavailableError(_reason(err)) from err
+            raise ClusterUnavailableError(reason_of(err)) from err
         return given
 
     async def serve(self, what: str, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
@@ -385,9 +409,9 @@ async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
             return missing  # type: ignore[return-value] # the caller's own
         if err.err_code in (_NONE_HERE, _OTHERWISE):
             raise
-        raise ClusterUnavailableError(_reason(err)) from err
+        raise ClusterUnavailableError(reason_of(err)) from err
     except (nats.errors.Error, OSError) as err:
-        raise ClusterUnavailableError(_reason(err)) from err
+        raise ClusterUnavailableError(reason_of(err)) from err
 
 
 def _stored(message: object) -> Stored | None:
@@ -399,70 +423,34 @@ def _stored(message: object) -> Stored | None:
     return Stored(message.seq, message.data or b"")  # type: ignore[attr-defined] # nats-py's own raw message
 
 
-def _reason(err: Exception) -> str:
-    return getattr(err, "description", None) or str(err).removeprefix("nats: ") or type(err).__name__
-
-
 @contextlib.asynccontextmanager
-async def connect(config: ClusterConfig, member: str) -> AsyncIterator[Engine]:
+async def connect(config: ClusterConfig, member: str, *, patiently: bool = True) -> AsyncIterator[Engine]:
     """Connect to the first server that answers, and to another one whenever that is lost.
 
     Args:
         config: Where they are.
         member: What they shall call us.
+        patiently: Whether servers that are not there are waited for, with one log line.
 
     Raises:
         StartError: A server refuses the log-in.
+        ClusterUnavailableError: None answers, and none is waited for.
     """
-    logging.getLogger("asyncio").addFilter(_is_no_end_over_tls)
-    client = await _connected(config, member)
+    client = await (_connected(config, member) if patiently else dial(config, _CLIENT + member))
     try:
         yield Engine(client, config)
     finally:
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await client.close()
+        await hang_up(client)
 
 
 async def _connected(config: ClusterConfig, member: str) -> Client:
-    """Connect for the first time; servers that are not there are tried again with one log line."""
     outage = Outage("cluster")
-
-    async def failed(err: Exception) -> None:
-        _log.debug("cluster: %s", _reason(err))
-
     while True:
         try:
-            client = await nats.connect(
-                list(config.urls),
-                name=f"ccgateway2mqtt-{member}",
-                error_cb=failed,
-                connect_timeout=_CONNECT_S,
-                reconnect_time_wait=_RECONNECT_S,
-                max_reconnect_attempts=-1,
-                allow_reconnect=False,
-                ping_interval=_PING_S,
-                tls=_tls_context(config),
-                user=config.username,
-                password=config.password,
-                user_credentials=None if config.credentials is None else str(config.credentials),
-            )
-        except nats.errors.AuthorizationError as err:
-            raise StartError("cluster: log-in refused", exit_code=1) from err
-        except (nats.errors.Error, OSError) as err:
-            outage.begins("servers", _reason(err))
+            client = await dial(config, _CLIENT + member)
+        except ClusterUnavailableError as err:
+            outage.begins("servers", str(err))
             await asyncio.sleep(_AGAIN_S)
         else:
-            client.options["allow_reconnect"] = True
             outage.is_over()
             return client
-
-
-def _is_no_end_over_tls(record: logging.LogRecord) -> bool:
-    """Leave out what asyncio says at the end of each connection of nats-py's over TLS: nothing is wrong with that."""
-    return not record.getMessage().startswith("returning true from eof_received()")
-
-
-def _tls_context(config: ClusterConfig) -> ssl.SSLContext | None:
-    if not any(url.startswith("tls://") for url in config.urls):
-        return None
-    return ssl.create_default_context(cafile=config.ca_file)

@@ -25,6 +25,7 @@ from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.journal import Journal
 from adapter.cluster.membership import Membership
+from adapter.cluster.servers import heed_cancellation
 from adapter.cluster.shares import shares
 from adapter.config import AgentConfig
 from adapter.errors import ClusterError, ClusterUnavailableError
@@ -93,7 +94,7 @@ class SharedFleet(Fleet):
         self._never = asyncio.Event()
         membership.struck_out = self._give_up
         membership.begun = self._begin_term
-        membership.agents = lambda: len(self._running)
+        membership.agents = lambda: len(self._running.keys() | self._leaving.keys())
         journal.lost = self._lose
 
     # What the program asks of any fleet.
@@ -164,6 +165,7 @@ class SharedFleet(Fleet):
         sharing: list[str] = []
         configured: dict[str, AgentConfig] = {}
         while True:
+            heed_cancellation()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
                     await self._wake.wait()
@@ -175,10 +177,11 @@ class SharedFleet(Fleet):
                 assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
                 self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
                 self._look_at.clear()
-            if self._membership.name not in sharing:
+            drained = self._membership.leaving
+            if self._membership.name not in sharing and not drained:
                 continue  # not seen ourselves yet
             for work_no in list(self._running):
-                if len(self._leaving) >= self._moves:
+                if len(self._leaving) >= self._moves and not drained:
                     break
                 if work_no not in self._share:
                     self._hand_over(work_no, self._never)
@@ -308,6 +311,7 @@ class SharedFleet(Fleet):
 
     async def _make_tidy(self) -> None:
         while True:
+            heed_cancellation()
             await asyncio.sleep(1.0)
             await self._journal.tidy()
 
@@ -323,6 +327,7 @@ class SharedFleet(Fleet):
         await self._engine.listen("released", self._hear_released)
         await self._engine.listen("show", self._hear_show)
         while True:
+            heed_cancellation()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LATE_S):
                     await heard.wait()

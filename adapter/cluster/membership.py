@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -27,6 +28,7 @@ from adapter.clock import lasting_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.lease import Census, Lease, Terms
+from adapter.cluster.servers import heed_cancellation
 from adapter.config import Config
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
@@ -50,7 +52,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         proof: Something that is sealed with the member's key.
         storage: Where its outbox lies: whoever has the same knows that the process before is gone.
         since: Unix time in seconds at which the term began; the oldest of those who stay speaks for the fleet.
-        leaving: Whether it hands its agents over.
+        leaving: Whether it hands its agents over, or has: it was told to drain, or ends.
         agents: How many it has.
     """
 
@@ -150,6 +152,8 @@ class Membership:
         self._silent_since: float | None = None
         self._at_once = asyncio.Event()
         self._told = asyncio.Event()
+        self._ends = False
+        self._turned = False
         self._entry = Entry(term=_new_name(), count=0, content=content_of(config), proof=codec.proof(), storage=storage)
         self.term = self._new_term()
 
@@ -205,7 +209,7 @@ class Membership:
 
     def _is_over(self, before: Stored) -> bool:
         """Say whether a lease of our name is of a process that is surely gone."""
-        entry = _entry_of(before.value)
+        entry = entry_of(before.value)
         ours = entry is not None and entry.storage == self._entry.storage
         return ours or self._census.expired(lasting_time()).get(self.name) == before.revision
 
@@ -247,13 +251,19 @@ class Membership:
         _log.info("cluster: member %s", self.term.owner)
 
     async def run(self) -> None:
-        """Keep the lease, and see who else is there, until cancelled."""
+        """Keep the lease, see who else is there, and heed what we are told, until cancelled."""
         await self._engine.listen("members", lambda _: self._at_once.set())
+        await self._engine.listen("drain", lambda name: self._turn(name, leaving=True))
+        await self._engine.listen("undrain", lambda name: self._turn(name, leaving=False))
         while True:
             self._at_once.clear()
             if self._engine.closed:
                 raise StartError("cluster: the servers have closed the connection for good", exit_code=1)
             await self._keep()
+            heed_cancellation()
+            if self._turned:
+                self._turned = False
+                await self._engine.tell("members", self.name.encode())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._terms.renew_s):
                     await self._at_once.wait()
@@ -297,7 +307,7 @@ class Membership:
             self._revision = await self._engine.enlist(self.name, msgspec.json.encode(entry), self._revision)
         except ClusterConflictError:
             found = await self._engine.member(self.name)
-            there = None if found is None else _entry_of(found.value)
+            there = None if found is None else entry_of(found.value)
             if found is None or there is None or there.term != entry.term or there.count not in self._asked_at:
                 raise
             self._revision, asked_at = found.revision, self._asked_at[there.count]
@@ -309,7 +319,7 @@ class Membership:
     async def _look(self) -> None:
         found = await self._engine.members()
         self._census.look({name: stored.revision for name, stored in found.items()}, lasting_time())
-        others = {name: entry for name, stored in found.items() if (entry := _entry_of(stored.value)) is not None}
+        others = {name: entry for name, stored in found.items() if (entry := entry_of(stored.value)) is not None}
         if _outline(others) != _outline(self.others):
             self.changed.set()
         self.others = others
@@ -341,17 +351,27 @@ class Membership:
         found = await self._engine.member(name)
         if found is None:
             return False
-        entry = _entry_of(found.value)
+        entry = entry_of(found.value)
         return entry is None or entry.term == term  # what cannot be read may be of a newer version
 
     async def leave_soon(self) -> None:
         """Have the others know that our agents are theirs from now on; nobody waits for servers that are away."""
+        self._ends = True
         self._entry = replace_entry(self._entry, leaving=True)
         self._at_once.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
                 await self._told.wait()
         await self._engine.tell("members", self.name.encode())
+
+    def _turn(self, name: bytes, *, leaving: bool) -> None:
+        """Hand our agents over or take our share again, where it is us who are told."""
+        if name == self.name.encode() and not self._ends and leaving != self._entry.leaving:
+            _log.info("cluster: member %s: %s", self.name, "drained" if leaving else "takes its share again")
+            self._entry = replace_entry(self._entry, leaving=leaving)
+            self._turned = True
+            self._at_once.set()
+            self.changed.set()
 
     def adopt(self, config: Config) -> None:
         """Go on with another list of agents."""
@@ -370,10 +390,15 @@ class Membership:
 
 
 def content_of(config: Config) -> str:
-    """Hash what all members have to have alike; without secrets, which change one member after the other."""
+    """Hash what all members have to have alike.
+
+    Without secrets, which change one member after the other, and without the places of files, which differ.
+    """
     sign_ins = (agent.sign_in and replace(agent.sign_in, password="") for agent in config.agents)
     agents = [
-        replace(agent, guid=agent.guid and "", sign_in=sign_in)
+        replace(
+            agent, guid=agent.guid and "", guid_file=agent.guid_file and Path(agent.guid_file.name), sign_in=sign_in
+        )
         for agent, sign_in in zip(config.agents, sign_ins, strict=True)
     ]
     alike = (
@@ -383,7 +408,7 @@ def content_of(config: Config) -> str:
         config.privacy,
         sorted(agents, key=lambda agent: agent.work_no),
     )
-    return hashlib.sha256(msgspec.json.encode(alike, enc_hook=str)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(alike, enc_hook=str, order="deterministic")).hexdigest()
 
 
 def replace_entry(entry: Entry, **changes: object) -> Entry:
@@ -391,7 +416,8 @@ def replace_entry(entry: Entry, **changes: object) -> Entry:
     return msgspec.structs.replace(entry, **changes)
 
 
-def _entry_of(value: bytes) -> Entry | None:
+def entry_of(value: bytes) -> Entry | None:
+    """Read a lease; `None` where it is none of ours."""
     try:
         return msgspec.json.decode(value, type=Entry)
     except msgspec.DecodeError:

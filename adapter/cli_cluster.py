@@ -1,0 +1,66 @@
+"""`ccgateway2mqtt cluster`: a look at a fleet, and members that are to be empty. What that does is elsewhere."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from adapter.cli_group import FAILED, Group, config_option, examples, tell
+from adapter.errors import StartError
+
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds after which to give up."
+)
+
+
+@click.group(cls=Group)
+def cluster() -> None:
+    """Look at a fleet of several processes, and empty one of them; docs/cluster.md."""
+
+
+@cluster.command(
+    epilog=examples(
+        "ccgateway2mqtt cluster status -c config.yaml", "ccgateway2mqtt cluster status -c config.yaml --json"
+    )
+)
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
+def status(path: Path, *, as_json: bool) -> None:
+    """Show the members, their agents, and what is stored at the servers.
+
+    FILE is the configuration of any member; exit code 0 where every agent has a live owner.
+    """
+    from adapter.cluster import status as fleet
+    from adapter.config import load
+
+    found = asyncio.run(fleet.look(load(path)))
+    click.echo(found.render() if as_json else "\n".join(found.lines()))
+    if found.unowned:
+        raise StartError(f"cluster: {found.verdict}", exit_code=FAILED)
+
+
+@cluster.command(epilog=examples("ccgateway2mqtt cluster drain node-2 -c config.yaml"))
+@click.argument("instance")
+@config_option
+@_timeout
+def drain(instance: str, path: Path, timeout: float) -> None:
+    """Have the member INSTANCE hand its agents over; return when it has none.
+
+    It stays empty until it is started again, or by `cluster undrain`.
+    """
+    from adapter.cluster import status as fleet
+    from adapter.config import load
+
+    asyncio.run(fleet.turn(load(path), instance, leaving=True, within_s=timeout, tell=tell))
+
+
+@cluster.command(epilog=examples("ccgateway2mqtt cluster undrain node-2 -c config.yaml"))
+@click.argument("instance")
+@config_option
+@_timeout
+def undrain(instance: str, path: Path, timeout: float) -> None:
+    """Have the member INSTANCE take its share of the agents again."""
+    from adapter.cluster import status as fleet
+    from adapter.config import load
+
+    asyncio.run(fleet.turn(load(path), instance, leaving=False, within_s=timeout, tell=tell))
