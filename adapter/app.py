@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from adapter.agent.presence import Shared, Timing
@@ -66,9 +67,14 @@ Ending = Literal["stopped", "restart"]
 
 
 class App:
-    """One run of the adapter, from start to stop."""
+    """One run of the adapter, from start to stop.
+
+    Attributes:
+        read: Reads the configuration again for a reload.
+    """
 
     def __init__(self, config: Config, role: Role, mask: Mask | None, timing: Timing) -> None:
+        self.read: Callable[[Path], Config] = load
         self._role = role
         self._config = config
         self._outbox = role.outbox
@@ -211,7 +217,7 @@ class App:
             if self._stopping.is_set():
                 raise CommandError("the adapter is stopping")
             with faster_switches():
-                new = await asyncio.get_running_loop().run_in_executor(None, load, self._config.path)
+                new = await asyncio.get_running_loop().run_in_executor(None, self.read, self._config.path)
             change = difference(self._config, new)
             if change.keys:
                 raise CommandError(f"a restart is needed for {', '.join(change.keys)}; nothing was changed")

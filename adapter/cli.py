@@ -72,9 +72,13 @@ def demo(**options: Any) -> None:  # noqa: ANN401 - they are `demo.Options`
     _run(show.run(show.Options(**options)))
 
 
-@main.command(epilog=examples("ccgateway2mqtt run -c config.yaml"))
+@main.command(epilog=examples("ccgateway2mqtt run -c config.yaml", "ccgateway2mqtt run -c config.yaml --processes 4"))
 @config_option
-def run(path: Path) -> None:
+@click.option(
+    "--processes", type=click.IntRange(1, 64), help="Share the agents among so many processes, for as many cores."
+)
+@click.option("--member", type=int, hidden=True)
+def run(path: Path, processes: int | None, member: int | None) -> None:
     """Run the adapter.
 
     SIGTERM and Ctrl-C stop it without losing an event, SIGHUP reads the configuration again.
@@ -83,16 +87,40 @@ def run(path: Path) -> None:
 
     # httpx imports a command line of its own where it can, with rich and pygments: 6 MB that nothing here uses.
     sys.modules["httpx._main"] = None  # type: ignore[assignment] # what Python takes for "not to be had"
-    from adapter import app, logs
-    from adapter.config import load
+    from adapter import logs
+    from adapter.config import Config, load
 
     # Until the running program takes it: it would end one that is still starting, which reads the file anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    config = load(path)
+    orders = None if member is None else _fleet().take_orders(member)
+
+    def read(path: Path) -> Config:
+        return load(path) if orders is None else orders.give(load(path))
+
+    config = read(path)
     logs.set_up(config.log)
-    if _run(app.run(config)) == "restart":
+    if orders is None and processes is not None:
+        _run(_fleet().run(config, processes))
+        return
+    from adapter import app
+
+    if orders is None and config.storage.fleet.is_dir() and _fleet().left_behind(config):
+        _run(_fleet().bring_back(config))
+    if _run(app.run(config, control=lambda running: setattr(running, "read", read))) == "restart":
+        if orders is not None:
+            sys.exit(_fleet().RESTART)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started this process
+
+
+def _fleet() -> Any:  # noqa: ANN401 - a module
+    """Import what `run --processes` needs."""
+    try:
+        from adapter.cluster import processes
+    except ModuleNotFoundError as error:
+        reason = f"{error.name} is not installed: pip install 'ccgateway2mqtt[cluster,demo]'"
+        raise StartError(reason, exit_code=WRONG) from error
+    return processes
 
 
 @main.command(epilog=examples("ccgateway2mqtt check -c config.yaml", "ccgateway2mqtt check -c config.yaml --online"))

@@ -35,7 +35,7 @@ _CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " "
 def set_up(config: LogConfig) -> None:
     """Send log lines to stderr in the configured form; may be called again with another configuration."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if config.format == "json" else _Text())
+    handler.setFormatter((_Json if config.format == "json" else _Text)(config.member))
     handler.name = _STDERR
     handler.addFilter(_tell_no_more_than_the_place)
     root = logging.getLogger()
@@ -88,17 +88,27 @@ class TopicHandler(logging.Handler):
 
 
 class _Text(logging.Formatter):
+    def __init__(self, member: str | None) -> None:
+        super().__init__()
+        self._member = "" if member is None else f"[{member}] "
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_at(record)} {record.levelname.lower()} {record.getMessage().translate(_CONTROL)}"
+        text = record.getMessage().translate(_CONTROL)
+        return f"{_at(record)} {record.levelname.lower()} {self._member}{text}"
 
 
 class _Json(logging.Formatter):
+    def __init__(self, member: str | None) -> None:
+        super().__init__()
+        self._member = {} if member is None else {"member": member}
+
     def format(self, record: logging.LogRecord) -> str:
         members = {
             "at": _at(record),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             "workNo": getattr(record, "work_no", None),
+            **self._member,
         }
         return json.dumps(members, ensure_ascii=False)
 

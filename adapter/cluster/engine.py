@@ -227,7 +227,7 @@ class Engine:
             try:
                 await self._client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
                 while True:
-                    message = await answers.next_msg(timeout=_ANSWER_S)
+                    message = await _waited(answers.next_msg(timeout=_ANSWER_S))
                     status = (message.headers or {}).get("Status")
                     if status is None:
                         yield message
@@ -289,9 +289,26 @@ class Engine:
         info = await _asked(self._jetstream.stream_info(self._stream, subjects_filter=f"{subject}>"))
         return [found.removeprefix(subject) for found in info.state.subjects or {}]
 
-    async def next_late(self, work_no: str) -> Stored | None:
-        """Read the oldest of what came late of an agent. Raises as `members`."""
-        return await self._next(f"{self._root}.late.{work_no}", 1)
+    async def next_late(self, work_no: str, place: int = 1) -> Stored | None:
+        """Read the oldest of what came late of an agent, at a place or behind it. Raises as `members`."""
+        return await self._next(f"{self._root}.late.{work_no}", place)
+
+    async def agents(self) -> list[str]:
+        """List all agents of whom anything is kept. Raises as `members`."""
+        found: dict[str, None] = {}
+        place = 1
+        while True:
+            question = self._jetstream.get_msg(self._stream, place, f"{self._root}.*.*", next=True)
+            message: RawStreamMsg | None = await _asked(question, missing=None)
+            if message is None:
+                return list(found)
+            found[(message.subject or "").rpartition(".")[2]] = None
+            place = max(place, message.seq or 0) + 1
+
+    async def dissolve(self) -> None:
+        """Delete all that is kept of the fleet. Raises as `members`."""
+        for stream in (self._stream, f"KV_{self._bucket}", f"KV_{self._kept}"):
+            await _asked(self._jetstream.delete_stream(stream), missing=True)
 
     async def remove(self, place: int) -> None:
         """Remove one message. Raises as `members`."""
@@ -323,7 +340,7 @@ class Engine:
         return await self._last(f"KV_{self._kept}", f"$KV.{self._kept}.{key}")
 
     async def commands_of(self, work_no: str) -> list[Stored]:
-        """Read the commands of an agent from the server that leads, oldest first. Raises as `members`."""
+        """Read the commands of an agent, or with ``*`` of all, from the server that leads. Raises as `members`."""
         found: list[Stored] = []
         subject, place = f"$KV.{self._kept}.{work_no}.>", 1
         while (message := await self._next(subject, place, stream=f"KV_{self._kept}")) is not None:
@@ -399,7 +416,7 @@ async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
         missing: Given where there is no such thing.
     """
     try:
-        return await question
+        return await _waited(question)
     except nats.js.errors.KeyWrongLastSequenceError as err:
         raise ClusterConflictError("another revision") from err
     except nats.js.errors.APIError as err:
@@ -412,6 +429,21 @@ async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
         raise ClusterUnavailableError(reason_of(err)) from err
     except (nats.errors.Error, OSError) as err:
         raise ClusterUnavailableError(reason_of(err)) from err
+
+
+async def _waited(question: Awaitable[_T]) -> _T:
+    """Wait for nats-py, and be cancelled whenever that is asked for.
+
+    It waits by `asyncio.wait_for`, which forgets before Python 3.12 a cancellation that comes together with the answer:
+    who waits for the end of the task would wait for ever.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        return await question
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _stored(message: object) -> Stored | None:

@@ -354,7 +354,7 @@ class SharedFleet(Fleet):
             change = Change()
             for message in self._codec.read(found.value).outgoing:
                 if message.retain:
-                    event, event_id, received_at = _event_of(message.payload)
+                    event, event_id, received_at = event_of(message.payload)
                     if self._journal.inherited(work_no, event_id):
                         continue  # taken in before by a former owner, who could not remove it here any more
                     presence.number(event, received_at, change, event_id=event_id)
@@ -369,7 +369,7 @@ async def _nothing() -> None:
     """Do nothing."""
 
 
-def _event_of(payload: bytes) -> tuple[Event, str, datetime]:
+def event_of(payload: bytes) -> tuple[Event, str, datetime]:
     """Read a payload of `render_event` back: the event as the gateway sent it, its id, and when it came."""
     members: Members = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
     ours = {name: msgspec.json.decode(members[name], type=str) for name in ("id", "receivedAt")}

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from adapter.cluster.engine import Engine, connect
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.membership import Membership
+from adapter.cluster.moving import move_in
 from adapter.cluster.requests import FleetRequests
 from adapter.cluster.speaker import Speaker
 from adapter.cluster.topics import MemberTopics
@@ -22,11 +22,9 @@ from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.intake import Flood
 from adapter.role import Gauges, Stage, Voice
+from adapter.store.database import MEMBER
 from adapter.store.outbox import open_as
 from adapter.subscriber import Subscription
-
-_STORAGE = "cluster"
-"""Under which the database remembers that it is a member's."""
 
 
 class Member:
@@ -103,7 +101,8 @@ async def join(config: Config) -> AsyncIterator[Member]:
     """Become a member of the fleet that the configuration names, while the context lasts.
 
     Raises:
-        StartError: The servers refuse it, or the other members have another configuration.
+        StartError: The servers refuse it, or the other members have another configuration, or another fleet has the
+            agents of `storage.path`.
         StorageError: `storage.path` is in use or cannot be opened.
     """
     if config.cluster is None:
@@ -114,16 +113,9 @@ async def join(config: Config) -> AsyncIterator[Member]:
         await engine.prepare()
         make = partial(Journal, engine=engine, codec=codec, topics=topics)
         async with open_as(make, config.storage.path, config.storage.max_mb, durable=False) as journal:
-            storage = await _prepare(journal)
+            await move_in(journal, config, engine, codec, config.cluster.name)
+            await journal.begin_empty()
+            storage = (await journal.recall(MEMBER) or b"").decode()
             membership = Membership(engine, codec, config, storage=storage)
             await membership.enlist()
             yield Member(journal, topics, engine, codec, membership)
-
-
-async def _prepare(journal: Journal) -> str:
-    """Empty the database, whose contents the journals have; give what it is known by."""
-    known = await journal.recall(_STORAGE)
-    storage = uuid.uuid4().hex if known is None else known.decode()
-    await journal.begin_empty()
-    await journal.remember(_STORAGE, storage.encode())
-    return storage

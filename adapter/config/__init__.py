@@ -10,6 +10,7 @@ settings        the values that travel                    -> report: what may be
 """
 
 from adapter.config.settings import (
+    FLEET,
     AgentConfig,
     Backoff,
     BrokerAddress,
@@ -29,6 +30,7 @@ from adapter.config.settings import (
 )
 
 __all__ = [
+    "FLEET",
     "AgentConfig",
     "Backoff",
     "BrokerAddress",

@@ -25,6 +25,8 @@ PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 """The default ports of an address of a broker."""
 NATS_PORT = 4222
 """The default port of an address of a NATS server."""
+FLEET = ".fleet"
+"""How the name of the directory ends that several processes have beside the database."""
 WEBSOCKET_PATH = "/mqtt"
 """Where brokers speak MQTT over websocket unless told: Mosquitto anywhere, EMQX, HiveMQ and nats-server here."""
 
@@ -166,6 +168,12 @@ class StorageConfig:
     path: Path
     max_mb: int
 
+    @property
+    def fleet(self) -> Path:
+        """Where several processes on this machine keep what is theirs: a directory beside the database."""
+        path = self.path.resolve()  # as the database's lock
+        return path.with_name(path.name + FLEET)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandsConfig:
@@ -244,10 +252,15 @@ class ClusterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """What is logged: `level` is ``debug``, ``info``, ``warning`` or ``error``."""
+    """What is logged: `level` is ``debug``, ``info``, ``warning`` or ``error``.
+
+    Attributes:
+        member: Stands in each line, where several processes write to one place.
+    """
 
     level: str
     format: Literal["text", "json"]
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

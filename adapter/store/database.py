@@ -6,8 +6,10 @@ file is set aside, never deleted (D6); created 0600, since GUIDs are in it.
 """
 
 import logging
+import os
 import sqlite3
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import chain
@@ -21,7 +23,10 @@ from adapter.store.lock import Lock
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Survivors
 from adapter.store.rows import agent_of, agent_row, command_of, command_row, entry_of, entry_row
 
-__all__ = ["Database", "Lock"]
+__all__ = ["MEMBER", "Database", "Lock"]
+
+MEMBER = "cluster"
+"""Under which a database remembers that it is only the line of a fleet's member: its agents are in the journals."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -333,6 +338,73 @@ class Database:
         """Remember a value of the program as a whole."""
         self._meta[key] = value
         self._connection.execute(sql.SET_META, (key, value))
+
+    # What moves to the journals of a fleet, and back.
+
+    def hand_over(self, rows: Sequence[int], work_nos: Iterable[str]) -> None:
+        """Forget entries and agents that are stored elsewhere by now."""
+        self._execute(sql.REMOVE_ENTRIES, [(row,) for row in rows])
+        for work_no in work_nos:
+            self._connection.execute(sql.FORGET_AGENT, (work_no,))
+
+    def take_in(self, agent: AgentRecord, entries: Sequence[Entry], newest: tuple[str, bytes] | None) -> None:
+        """Store an agent with what it has in line, and the topic and payload of its newest event that is published."""
+        self.store([(Change(agent=agent), entries)])
+        if newest is not None:  # the broker is told of it again: nobody knows when that had it
+            self._execute(sql.KEEP_RETAINED, [(max(self.mark(), self.newest_mark()), *newest)])
+
+    def take_in_commands(self, commands: Iterable[CommandRecord]) -> None:
+        """Store commands with their results."""
+        for command in commands:
+            self._connection.execute(sql.SAVE_COMMAND, command_row(command))
+
+    def forget_meta(self, key: str) -> None:
+        """Forget a value of the program as a whole."""
+        self._meta.pop(key, None)
+        self._connection.execute(sql.DROP_META, (key,))
+
+    def places(self) -> dict[str, "array[int]"]:
+        """List where in line the entries of each topic stand, in order."""
+        found: dict[str, array[int]] = {}
+        for row, topic in self._connection.execute(sql.PLACES):
+            found.setdefault(topic, array("q")).append(row)
+        return found
+
+    def entries_at(self, rows: Sequence[int]) -> list[Entry]:
+        """Read the entries in places, in order."""
+        found = [
+            entry_of(*row)
+            for some in sql.portions(rows)
+            for row in self._connection.execute(sql.ENTRIES_AT.of(len(some)), tuple(some))
+        ]
+        return sorted(found, key=lambda entry: entry.row)
+
+    def newest_value(self, topic: str) -> bytes:
+        """Read the newest value of a topic that has left the line; empty where there is none."""
+        row = self._connection.execute(sql.SLOT, (topic,)).fetchone()
+        return b"" if row is None else row[0]
+
+    def commands(self) -> list[CommandRecord]:
+        """Read all commands, oldest first."""
+        return [command_of(row) for row in self._connection.execute(sql.COMMANDS)]
+
+    def adopt_kept(self, path: Path) -> None:
+        """Copy what waits for a person in another database, which nobody has open."""
+        self._connection.execute("ATTACH ? AS other", (str(path),))
+        try:
+            for statement in sql.ADOPT:
+                self._connection.execute(statement)
+        finally:
+            self._connection.execute("DETACH other")
+
+    def be_durable(self, *, durable: bool) -> None:
+        """Have what is committed from now on survive a power cut, or not."""
+        self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy, for its owner alone."""
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        self._connection.execute("VACUUM INTO ?", (str(path),))
 
     # Reading.
 

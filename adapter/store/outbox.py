@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adapter.clock import steady_time
-from adapter.errors import StorageDamagedError, StorageFullError
-from adapter.store.database import Database
+from adapter.errors import StartError, StorageDamagedError, StorageFullError
+from adapter.store.database import MEMBER, Database
 from adapter.store.newest import Newest
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Removals, Slot, Survivors
 from adapter.store.worker import Worker
 from adapter.store.writer import Writer
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _FRESH = 2000
 """How many unsent entries are kept in memory besides the disk: some seconds of a busy centre, a few MB."""
@@ -332,6 +333,16 @@ class Outbox:
         finally:
             self._writer.eager = False
 
+    # For who moves what is stored to another place.
+
+    async def read(self, work: Callable[[Database], _T]) -> _T:
+        """Read something of the database. Raises `StorageError` where the file cannot be read."""
+        return await self._writer.read(work)
+
+    async def write(self, work: Callable[[Database], None]) -> None:
+        """Change something in the database. Raises `StorageFullError` where nothing was."""
+        await self._writer.write(work)
+
     async def close(self) -> None:
         """Wait until all that was handed in is written, or cannot be."""
         for task in self._insisting:
@@ -395,9 +406,22 @@ class Outbox:
 _O = TypeVar("_O", bound=Outbox)
 
 
-def open_outbox(path: Path, max_mb: int) -> contextlib.AbstractAsyncContextManager[Outbox]:
-    """Open the outbox at `path`; close it when all that was handed in is written. Raises as `open_as`."""
-    return open_as(Outbox, path, max_mb)
+@contextlib.asynccontextmanager
+async def open_outbox(path: Path, max_mb: int) -> AsyncIterator[Outbox]:
+    """Open the outbox at `path`; close it when all that was handed in is written.
+
+    Raises:
+        StartError: It is a fleet's member's: its agents are elsewhere, and may be polled from there.
+        StorageError: As `open_as`.
+    """
+    async with open_as(Outbox, path, max_mb) as outbox:
+        if await outbox.recall(MEMBER) is not None:
+            raise StartError(
+                f"{path}: a member of a fleet had this database, and the fleet has its agents; "
+                "bring them back with `ccgateway2mqtt cluster leave -c FILE`, the section cluster still in it",
+                exit_code=2,
+            )
+        yield outbox
 
 
 @contextlib.asynccontextmanager

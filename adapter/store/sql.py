@@ -77,6 +77,8 @@ CREATE TABLE aside (number INTEGER PRIMARY KEY, at REAL NOT NULL, topic TEXT NOT
 
 ADD_ENTRIES = Many("INSERT INTO entry VALUES ", "(?, ?, ?, ?, ?, ?, ?)")
 ENTRIES_BETWEEN = "SELECT * FROM entry WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
+ENTRIES_AT = Many("SELECT * FROM entry WHERE row IN (", "?", ")")
+PLACES = "SELECT row, topic FROM entry ORDER BY row"
 REMOVE_ENTRIES = Many("DELETE FROM entry WHERE row IN (", "?", ")")
 SET_SLOTS = Many(
     "INSERT INTO slot VALUES ",
@@ -99,10 +101,12 @@ KEEP_RETAINED = Many(
 DROP_SLOTS = Many("DELETE FROM slot WHERE topic IN (", "?", ")")
 ACKED_BETWEEN = "SELECT topic, payload FROM slot WHERE acked BETWEEN ? AND ? AND topic > ? ORDER BY topic LIMIT ?"
 DROP_CLEARED = "DELETE FROM slot WHERE payload = x'' AND acked < ?"
+SLOT = "SELECT payload FROM slot WHERE topic = ?"
 WAITING_SLOTS = "SELECT topic, payload FROM slot WHERE acked IS NULL"
 ADMIT_COMMAND = "INSERT OR IGNORE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SAVE_COMMAND = "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FIND_COMMAND = "SELECT * FROM command WHERE work_no = ? AND kind = ? AND id = ?"
+COMMANDS = "SELECT * FROM command ORDER BY received_at"
 PENDING_COMMANDS = "SELECT * FROM command WHERE result IS NULL ORDER BY received_at"
 FORGET_COMMANDS = """
 DELETE FROM command WHERE (work_no, kind, id) IN (
@@ -115,6 +119,13 @@ TRIM_UNREADABLE = f"DELETE FROM unreadable WHERE number <= (SELECT max(number) F
 TRIM_ASIDE = f"DELETE FROM aside WHERE number <= (SELECT max(number) FROM aside) - {ASIDE_KEPT}"  # noqa: S608 - our own number
 SET_ASIDE = "INSERT INTO aside (at, topic, reason, payload) VALUES (?, ?, ?, ?)"
 FOR_A_PERSON = "SELECT (SELECT count(*) FROM unreadable), (SELECT count(*) FROM aside)"
+ADOPT = (
+    """
+INSERT INTO unreadable (at, work_no, reason, size_bytes, head) SELECT at, work_no, reason, size_bytes, head
+FROM other.unreadable
+""",
+    "INSERT INTO aside (at, topic, reason, payload) SELECT at, topic, reason, payload FROM other.aside",
+)
 DEPTH = "SELECT count(*), min(made_at), max(row) FROM entry"
 SAVE_AGENTS = Many(
     "INSERT INTO agent VALUES ",
@@ -131,6 +142,7 @@ FORGET_AGENT = "DELETE FROM agent WHERE work_no = ?"
 AGENTS = "SELECT * FROM agent"
 SLOT_TOPICS = "SELECT topic FROM slot WHERE payload != x''"
 SET_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+DROP_META = "DELETE FROM meta WHERE key = ?"
 NEWEST_MARK = "SELECT max(acked) FROM slot"
 META = "SELECT value FROM meta WHERE key = ?"
 ALL_META = "SELECT key, value FROM meta"

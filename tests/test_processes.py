@@ -1,0 +1,178 @@
+"""`run --processes N` and the way between one process and a fleet, with real processes (issue 6, point 6)."""
+
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from adapter.simulator import SimAgent, Simulator
+from tests.adapter_support import decoded, settings, write
+from tests.broker_support import Broker, Peer, free_ports
+from tests.cli_support import Program, program, run_program
+from tests.cluster_support import until
+from tests.tcp_proxy import Proxy
+
+HOLD_S = 0.5
+AGENTS = [str(101 + number) for number in range(6)]
+DEADLINE_S = 60.0
+
+
+@contextlib.asynccontextmanager
+async def simulated() -> AsyncIterator[Simulator]:
+    """Run a gateway that renews GUIDs with nearly every poll."""
+    agents = [SimAgent(work_no=work_no) for work_no in AGENTS]
+    async with Simulator(agents=agents, hold_s=HOLD_S, guid_interval_s=1.0) as simulator:
+        yield simulator
+
+
+class Runs:
+    """What several runs of the program have in common, one after the other.
+
+    Attributes:
+        emitted: How many events each agent was given.
+    """
+
+    def __init__(self, simulator: Simulator, path: Path) -> None:
+        self.emitted = 0
+        self._simulator = simulator
+        self._path = path
+
+    @contextlib.asynccontextmanager
+    async def of(self, processes: int | None) -> AsyncIterator[Program]:
+        """Run so many processes, or the program alone, until all agents have had an event and the context ends."""
+        options = [] if processes is None else ["--processes", str(processes)]
+        before = {work_no: len(self._simulator.polls(work_no)) for work_no in AGENTS}
+        guids = {work_no: self._simulator.guid(work_no) for work_no in AGENTS}
+        async with program("run", "-c", self._path, *options) as made:
+            await self.polled(before)
+            first = {work_no: self._simulator.polls(work_no)[before[work_no]].guid for work_no in AGENTS}
+            assert first == guids, made.err
+            await self.emit()
+            yield made
+
+    async def polled(self, before: dict[str, int]) -> None:
+        """Wait until each agent has been polled again."""
+        await self._simulator.wait_for(
+            lambda: all(len(self._simulator.polls(work_no)) > before[work_no] for work_no in AGENTS), DEADLINE_S
+        )
+
+    async def emit(self) -> None:
+        """Give each agent an event, and wait until they are taken."""
+        self.emitted += 1
+        for work_no in AGENTS:
+            content = {"reason": str(self.emitted)}
+            self._simulator.emit_sample(work_no, "AgentState_SetNotReady_Success", content)
+        await self._simulator.wait_for(lambda: all(map(self._simulator.drained, AGENTS)), DEADLINE_S)
+
+    async def stored(self) -> None:
+        """Wait until what was taken is stored: no agent is polled again before (D1)."""
+        await self.polled({work_no: len(self._simulator.polls(work_no)) for work_no in AGENTS})
+
+    async def arrived(self, peer: Peer) -> None:
+        """Wait until all events have come, and see that none is missing, and none came otherwise a second time."""
+
+        def seen() -> dict[str, list[Any]]:
+            return {work_no: decoded(peer.on(f"agents/{work_no}/events")) for work_no in AGENTS}
+
+        await peer.wait_for(
+            lambda: all(len({each["id"] for each in got}) >= self.emitted for got in seen().values()), DEADLINE_S
+        )
+        for work_no, got in seen().items():
+            numbers = {event["id"]: event["seq"] for event in got}
+            assert {(event["id"], event["seq"]) for event in got} == set(numbers.items()), f"agent {work_no}"
+            assert list(numbers.values()) == list(range(1, self.emitted + 1)), f"agent {work_no}"
+            assert [event["content"]["reason"] for event in {event["id"]: event for event in got}.values()] == [
+                str(number) for number in range(1, self.emitted + 1)
+            ]
+
+
+async def stopped(made: Program) -> None:
+    """Stop it as a unit does."""
+    made.send(signal.SIGTERM)
+    try:
+        assert await made.ended(DEADLINE_S) == 0, made.err
+    except TimeoutError as error:
+        raise AssertionError("\n".join(made.err[-60:])) from error
+
+
+def members(made: Program) -> dict[str, psutil.Process]:
+    """List the processes of members by their last argument."""
+    found = {}
+    for child in psutil.Process(made.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-1].startswith("--member"):
+                found[child.cmdline()[-1]] = child
+    return found
+
+
+async def test_nothing_is_stranded(tmp_path: Path, broker: Broker) -> None:
+    """Alone, 4, 2, 3 processes and alone again with events waiting: none is lost, nor any `seq` or GUID."""
+    async with simulated() as simulator, Proxy(broker.ports["mqtt"]) as proxy:
+        path = write(tmp_path, settings(simulator, broker, mqtt={"url": proxy.url}))
+        runs = Runs(simulator, path)
+        proxy.closed = True
+        with Peer(broker, ["agents/#"]) as peer:
+            for count in (None, 4, 2, 3):
+                async with runs.of(count) as made:
+                    await stopped(made)
+            async with runs.of(None) as made:
+                assert not path.with_name("ccgateway2mqtt.db.fleet").exists(), "all is in the database again"
+                assert not peer.messages
+                proxy.closed = False
+                await runs.arrived(peer)
+                await stopped(made)
+        assert simulator.violations == []
+
+
+async def test_killed_member_begins_again(tmp_path: Path, broker: Broker) -> None:
+    """A member that is killed is started again, and its agents are polled on; `ps` shows nothing secret."""
+    values: dict[str, Any] = {"instance": "centre", "http": {"listen": f"127.0.0.1:{free_ports(1)[0]}"}}
+    async with simulated() as simulator:
+        path = write(tmp_path, settings(simulator, broker, **values))
+        runs = Runs(simulator, path)
+        with Peer(broker, ["agents/#"]) as peer:
+            async with runs.of(2) as made:
+                await until(lambda: len(members(made)) == 2)
+                await runs.stored()
+                killed = members(made)["--member=1"]
+                secret = json.loads((tmp_path / "ccgateway2mqtt.db.fleet" / "fleet.json").read_text())["key"]
+                for process in psutil.Process(made.process.pid).children(recursive=True):
+                    shown = " ".join(
+                        [*process.cmdline(), *(f"{key}={value}" for key, value in process.environ().items())]
+                    )
+                    assert secret not in shown
+                    assert "password" not in shown
+                killed.kill()
+                await made.line(lambda line: "member centre-1 was killed by SIGKILL" in line, DEADLINE_S)
+                before = {work_no: len(simulator.polls(work_no)) for work_no in AGENTS}
+                await until(lambda: members(made).get("--member=1") not in {None, killed})
+                await runs.polled(before)
+                await runs.emit()
+                await made.line(lambda line: "[centre-1] cluster: member centre-1/" in line, DEADLINE_S)
+                await runs.arrived(peer)
+                await stopped(made)
+
+
+async def test_killed_parent_takes_all_with_it(tmp_path: Path, broker: Broker) -> None:
+    """A parent that is killed leaves no process behind, the next start goes on; a second one is refused (D5)."""
+    async with simulated() as simulator, Proxy(broker.ports["mqtt"]) as proxy:
+        path = write(tmp_path, settings(simulator, broker, mqtt={"url": proxy.url}))
+        runs = Runs(simulator, path)
+        with Peer(broker, ["agents/#"]) as peer:
+            proxy.closed = True
+            async with runs.of(2) as made:
+                refused = await run_program("run", "-c", path, "--processes", "2")
+                assert refused.process.returncode == 3, refused.err
+                children = psutil.Process(made.process.pid).children(recursive=True)
+                assert len(children) == 3, "two members and the server"
+                await runs.stored()
+                made.process.kill()
+                await until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+            proxy.closed = False
+            async with runs.of(3) as made:
+                await runs.arrived(peer)
+                await stopped(made)
