@@ -377,3 +377,27 @@ async def test_a_name_that_tls_cannot_ask_for_is_no_connection(host: str) -> Non
         )
         with pytest.raises(httpx.ConnectError):
             await transport.handle_async_request(httpx.Request("GET", "https://g.example"))
+
+
+class Always:
+    """A permit for everything."""
+
+    async def wait(self) -> None:
+        """Wait for nothing."""
+
+    def valid(self) -> bool:
+        """Say yes."""
+        return True
+
+
+async def test_a_request_that_needed_a_permit_arrives_soon_or_never(tmp_path: Path) -> None:
+    """Or it would come to the gateway when the permit is over, and another polls: the kernel gives up by then."""
+    async with Hostile(tmp_path, ok()) as gateway:
+        shared = common(ssl.create_default_context(cafile=gateway.ca_file))
+        shared.permit = Always()
+        transport = Transport(httpx.URL(gateway.url), shared)
+        assert await exchange(transport, poll_of(gateway)) == (200, EMPTY)
+        assert transport._wire is not None
+        limit_ms = transport._wire._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        await transport.aclose()
+    assert limit_ms == 2000

@@ -9,6 +9,10 @@ import httpx
 from adapter.transport.reading import Reading
 
 _BUFFER_BYTES = 64 * 1024
+_STOOD_STILL_S = 1.0
+"""How late a timer is only where the whole process was stopped, or its machine."""
+_READ_S = 0.2
+"""How long what has come meanwhile is read then, before anything counts as late."""
 
 
 class Permit(Protocol):
@@ -61,18 +65,25 @@ class Common:
         # All have the same time, so that the one which waits longest is the first to be late.
         self._late_at[answer] = late_at = loop.time() + self._timeout_s
         if self._timer is None:
-            self._timer = loop.call_at(late_at, self._end_late)
+            self._look_at(late_at)
         return answer.begin()
 
     def forget(self, answer: Reading) -> None:
         """Wait no longer."""
         del self._late_at[answer]
 
-    def _end_late(self) -> None:
+    def _look_at(self, moment: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(moment, self._end_late, moment)
+
+    def _end_late(self, due_at: float) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
+        if loop.time() - due_at > _STOOD_STILL_S:
+            # A process that goes on finds its timers due before it looks at its sockets.
+            self._look_at(loop.time() + _READ_S)
+            return
         for answer, late_at in self._late_at.items():
             if late_at > loop.time():
-                self._timer = loop.call_at(late_at, self._end_late)
+                self._look_at(late_at)
                 break
             answer.end(httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s"))

@@ -14,6 +14,8 @@ from adapter.transport.wire import Wire, open_socket
 _READ_BYTES = 4096
 _WRITTEN = "adapter.written"
 _GRANTED = range(200, 300)
+_ARRIVES_MS = 2000
+"""A request that needed a permit arrives within this time or never: a permit outlives a poll by no less."""
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -97,6 +99,9 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(common.connect_timeout_s):
                 sock = await open_socket(to.raw_host.decode(), _port(to), common.connect_timeout_s)
+                if common.permit is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+                    # Or the kernel sends it again and again, and when the network is back, somebody else polls.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ARRIVES_MS)
                 if self._proxy is not None:
                     await self._tunnel(sock, self._proxy)
             host = self._url.raw_host.decode() if self._url.scheme == "https" else None
