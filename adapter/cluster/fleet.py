@@ -285,10 +285,18 @@ class SharedFleet(Fleet):
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
             return
-        # Who let it go had waited; who was struck out may have left a poll that has failed for the gateway.
-        begin_s = self._begin_s if page is None else AFTER_FAILURE_S if page.owner else 0.0
+        begin_s = self._begin_s if page is None else AFTER_FAILURE_S if self._may_just_have_failed(page.owner) else 0.0
         self.take(self.configured[work_no], record, begin_s + place * _CONNECT_S)
         self.claimed(work_no)
+
+    def _may_just_have_failed(self, owner: str) -> bool:
+        """Say whether an owner may have left a poll just now that has failed for the gateway.
+
+        Who let an agent go had waited, and who was struck out has polled nothing for long; but a member may have been
+        killed and started again.
+        """
+        name, _, _ = owner.rpartition("/")
+        return name in self._membership.others
 
     def _lose(self, work_no: str) -> None:
         """End the poller of an agent that is another's by now."""

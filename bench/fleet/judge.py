@@ -19,8 +19,6 @@ from bench.fleet.stage import Step
 _PAUSES = {"pause", "error_pause", "left_pause"}
 """What a member cannot keep that takes over from one which could not say when its last poll was over."""
 _DISTURBED_S = 1.0
-_PAUSED_S = 0.5
-"""How long an agent that nothing has happened to may have gone unpolled already: P4's pause."""
 _AFTER_S = 1.0
 """How long after it was let go on a process may be busy with what it had begun."""
 
@@ -136,23 +134,28 @@ def judge_overlaps(proof: Proof, steps: list[Seen], verdict: Verdict) -> None:
 
 def judge_gaps(proof: Proof, steps: list[Seen], verdict: Verdict) -> None:
     """An agent that moves is polled again in time (points 3 and 4)."""
-    ends = [seen.step.began_at - _PAUSED_S for seen in steps[1:]] + [float("inf")]
-    for seen, end in zip(steps, ends, strict=True):
-        step = seen.step
-        for rows in proof.by_agent().values():
-            longest, moved, until = 0.0, False, 0.0
-            before: Row | None = None
-            for row in rows:
-                if before is not None and step.began_at - _PAUSED_S <= until < end:
-                    longest = max(longest, row.began_at - until)
-                    moved = moved or row.connection != before.connection
-                before, until = row, max(until, row.ended_at)
-            if moved or longest > _DISTURBED_S:
-                seen.gaps.append(longest)
+    begins = [seen.step.began_at for seen in steps]
+    ends = [*begins[1:], float("inf")]
+    for rows in proof.by_agent().values():
+        longest: defaultdict[int, float] = defaultdict(float)
+        moved: set[int] = set()
+        before, until = rows[0], rows[0].ended_at
+        for row in rows[1:]:
+            # A gap is of the step that has most of it: an agent may have been in a pause when something was done.
+            shares = [min(row.began_at, end) - max(until, begin) for begin, end in zip(begins, ends, strict=True)]
+            step = max(range(len(steps)), key=shares.__getitem__)
+            longest[step] = max(longest[step], row.began_at - until)
+            if row.connection != before.connection:
+                moved.add(step)
+            before, until = row, max(until, row.ended_at)
+        for step, longest_s in longest.items():
+            if step in moved or longest_s > _DISTURBED_S:
+                steps[step].gaps.append(longest_s)
+    for seen in steps:
         gaps = sorted(seen.gaps)
-        p99 = gaps[int(0.99 * (len(gaps) - 1))] if gaps else 0.0
-        if step.within_s is not None and p99 > step.within_s:
-            verdict.faults.append(f"{step.name}: unpolled for {p99:.2f} s, p99, {step.within_s:g} are promised")
+        p99, within_s = gaps[int(0.99 * (len(gaps) - 1))] if gaps else 0.0, seen.step.within_s
+        if within_s is not None and p99 > within_s:
+            verdict.faults.append(f"{seen.step.name}: unpolled for {p99:.2f} s, p99, {within_s:g} are promised")
 
 
 def judge_losses(proof: Proof, received: list[Numbered], verdict: Verdict) -> None:
