@@ -131,8 +131,9 @@ def _fleet() -> Any:  # noqa: ANN401 - a module
 def check(path: Path, *, online: bool, username: str | None, password_file: Path | None) -> None:
     """Validate a configuration file; every mistake in it is told at once.
 
-    With --online also: the gateway (through its proxy), certificates, clocks, the broker's log-in, ACL and limits, open
-    files, ports and the disk, a line for each with what to do about it; exit code 1 where one of them failed.
+    With --online also: the gateway (through its proxy), certificates, clocks, the broker's log-in, ACL and limits, the
+    servers of a fleet, open files, ports and the disk, a line for each with what to do about it; exit code 1 where one
+    of them failed.
     """
     from adapter.config import load
 

@@ -1,8 +1,10 @@
 """`check --online`, look by look; the command itself is tried in test_cli, its secrets in test_canary."""
 
 import asyncio
+import base64
 import contextlib
 import datetime as dt
+import json
 import socket
 import ssl
 import time
@@ -20,14 +22,19 @@ from adapter.config import Config, load
 from adapter.doctor import Finding, gateway, summary
 from adapter.doctor.host import judge_disk, judge_files, judge_ports, look_at_host
 from adapter.machine import Disk
+from adapter.nats import find_program
 from adapter.simulator import Simulator
-from tests.adapter_support import settings, write
-from tests.broker_support import HOST, Broker, Peer, free_ports, mosquitto, nats
+from bench.chaos.parts import Part
+from tests.adapter_support import running, settings, write
+from tests.broker_support import HOST, Broker, Peer, answers, free_ports, mosquitto, nats
 from tests.cli_support import COMMAND
+from tests.cluster_support import KEY, servers, until
 from tests.contract_support import valid
 from tests.hostile_support import Proxy
 from tests.stage_support import staged
 
+LOOKS = ("servers", "JetStream", "replicas", "members")
+OTHER_KEY = base64.b64encode(bytes(32)).decode()
 NOBODY = {"gateway": {"url": f"https://{HOST}:9"}, "mqtt": {"url": f"mqtt://{HOST}:9"}}
 
 
@@ -210,6 +217,63 @@ async def test_a_certificate_that_ends_soon(tmp_path: Path, days: int, verdict: 
     assert finding.verdict == verdict
     assert finding.text.startswith(f"good for {days} days, until ")
     assert finding.text.endswith("issued by House  CA")
+
+
+async def test_a_fleet(tmp_path: Path, simulator: Simulator, shared_broker: Broker) -> None:
+    """Issue 6, point 1: a look at the servers, at JetStream, at the copies and at who is there; nothing is made."""
+
+    async def looked(**section: object) -> list[Finding]:
+        cluster = {"url": url, "name": "test", "key": KEY, "replicas": 1} | section
+        found = await seen(tmp_path, settings(simulator, shared_broker, cluster=cluster))
+        return [finding for place, finding in found.items() if place.startswith("cluster")]
+
+    (nobody,) = free_ports(1)
+    async with servers(tmp_path) as nats_servers:
+        url = nats_servers.url
+        first, few = await looked(), await looked(replicas=3)
+        again = await looked(url=f"{url},nats://{HOST}:{nobody}")
+        path = write(tmp_path, settings(simulator, shared_broker, cluster=nats_servers.settings(), instance="a"))
+        async with running(path):
+            member, copies, other = await looked(), await looked(replicas=3), await looked(key=OTHER_KEY)
+    away = await looked()
+
+    assert [finding.place for finding in first] == [f"cluster {name}" for name in LOOKS]
+    assert [finding.verdict for finding in first] == ["warning", "ok", "ok", "ok"]
+    assert first[0].text == "logged in at it, without TLS"
+    assert first[3].text == "none yet"
+    assert (few[2].verdict, few[2].text) == ("failed", "3, of 1 servers that tell of one another")
+    assert again[0].text.startswith("logged in at 1 of 2; ")
+    assert again[3].text == "none yet"
+    assert [finding.verdict for finding in member[1:]] == ["ok", "ok", "ok"]
+    assert member[2].text == "stored on 1 servers, cluster.replicas is 1"
+    assert member[3].text.startswith("a (")
+    assert copies[2].verdict == "failed"
+    assert (other[3].verdict, other[3].text.partition("; ")[2]) == ("failed", "with another configuration: a")
+    assert [(finding.verdict, finding.place) for finding in away] == [("failed", "cluster servers")]
+
+
+async def test_servers_without_jetstream_or_log_in(tmp_path: Path, simulator: Simulator, shared_broker: Broker) -> None:
+    """Issue 6, point 1: each is told with what to do; no password is shown."""
+    (port,) = free_ports(1)
+    config = {"host": HOST, "port": port, "authorization": {"user": "adapter", "password": "right"}}
+    (tmp_path / "n.conf").write_text(json.dumps(config))
+    node = Part("n", [str(find_program()), "-c", str(tmp_path / "n.conf")], tmp_path)
+    await node.start()
+    try:
+        await until(lambda: answers(port))
+        cluster = {"url": f"nats://{HOST}:{port}", "name": "test", "key": KEY, "username": "adapter"}
+        told = [
+            await seen(tmp_path, settings(simulator, shared_broker, cluster=cluster | {"password": word}))
+            for word in ("right", "guessed")
+        ]
+    finally:
+        await node.close()
+
+    assert told[0]["cluster JetStream"].verdict == "failed"
+    assert "jetstream {" in told[0]["cluster JetStream"].remedy
+    assert told[1]["cluster servers"].verdict == "failed"
+    assert told[1]["cluster servers"].text.endswith(": log-in refused")
+    assert "guessed" not in str(told[1])
 
 
 async def test_brokers_over_every_transport(tmp_path: Path, simulator: Simulator) -> None:

@@ -3,7 +3,7 @@
 ```
 finding      one line
 certificate  how long it is good; what to do about one that is refused
-gateway, broker, host   the looks
+gateway, broker, cluster, host   the looks
 ```
 
 Nothing of it is on the way from answer to topic, and nothing is changed by it.
@@ -18,6 +18,7 @@ from adapter.doctor.broker import look_at_broker
 from adapter.doctor.finding import Finding
 from adapter.doctor.gateway import look_at_gateway
 from adapter.doctor.host import look_at_host
+from adapter.errors import StartError
 
 __all__ = ["Finding", "examine", "summary"]
 
@@ -34,6 +35,7 @@ async def examine(config: Config, mqtt: MqttConfig, tell: Callable[[str], None])
     looks = (
         lambda: look_at_gateway(config.gateway),
         lambda: look_at_broker(config, mqtt),
+        lambda: _look_at_cluster(config),
         lambda: loop.run_in_executor(None, look_at_host, len(config.agents), config.storage),
     )
     findings: list[Finding] = []
@@ -42,6 +44,16 @@ async def examine(config: Config, mqtt: MqttConfig, tell: Callable[[str], None])
             findings.append(finding)
             tell(str(finding))
     return findings
+
+
+async def _look_at_cluster(config: Config) -> list[Finding]:
+    if config.cluster is None:
+        return []
+    try:
+        from adapter.doctor.cluster import look_at_cluster  # noqa: PLC0415 - it needs the extra
+    except StartError as error:
+        return [Finding("failed", "cluster", str(error).removeprefix("cluster: "))]
+    return await look_at_cluster(config, config.cluster)
 
 
 def summary(findings: list[Finding]) -> str:
