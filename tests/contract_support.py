@@ -14,10 +14,10 @@ _TYPES: dict[str, Any] = {
     r"[^/]+/state": payloads.StatePayload,
     r"[^/]+/session": payloads.SessionPayload,
     r"[^/]*/(calldata|session)/result": payloads.ResultPayload,
-    r"bridge/info": payloads.InfoPayload,
+    r"bridge/(member/[^/]+/)?info": payloads.InfoPayload,
     r"bridge/agents/\d+": payloads.RosterPage,
-    r"bridge/health": payloads.HealthPayload,
-    r"bridge/mark": payloads.MarkPayload,
+    r"bridge/(member/[^/]+/)?health": payloads.HealthPayload,
+    r"bridge/(member/[^/]+/)?mark": payloads.MarkPayload,
     r"bridge/log": payloads.LogPayload,
     r"bridge/response/[^/]+": payloads.ResponsePayload,
 }

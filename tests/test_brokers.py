@@ -21,6 +21,7 @@ from adapter.mqtt import Dialer
 from adapter.purge import purge
 from tests.adapter_support import decoded, wait_for, write
 from tests.broker_support import HOST, Broker, Peer, free_ports, mosquitto, nats
+from tests.cluster_support import servers
 from tests.fault_support import emit, seqs, until
 from tests.fault_support import told as told_of_broker
 from tests.stage_support import staged
@@ -365,3 +366,24 @@ async def test_each_broker_is_purged(tmp_path: Path, shared_broker: Broker) -> N
             other.stop()
             with pytest.raises(BrokerError, match=f"nothing is retained.*; {HOST}:{other.ports['mqtt']}: "):
                 await purge(config, config.mqtt, yes=True, show=lambda _: None)
+
+
+async def test_the_fleet_is_heard_by_one_connection_until_it_is_subscribed(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Point 7: who speaks for a fleet stays connected while its subscriptions are refused, and is heard in the end."""
+    tries: list[float] = []
+    async with (
+        servers(tmp_path) as cluster,
+        staged(tmp_path, shared_broker) as stage,
+        Proxy(shared_broker.ports["mqtt"]) as proxy,
+    ):
+        proxy.up = refusing(0x80, 6, tries)
+        async with stage.running(mqtt={"url": proxy.url}, cluster=cluster.settings()):
+            # Two are refused: the speaker, and the member that it is beside.
+            await until(lambda: len([line for line in told(caplog, "subscription") if "back after" in line]) == 2)
+            await stage.polling("101")
+            await stage.send("101/calldata/set", "at last")
+            await stage.wait("101/calldata/result", status="applied")
+    assert len([line for line in told(caplog, "subscription") if "trying again" in line]) == 2
+    assert told(caplog, "speaker") == []
