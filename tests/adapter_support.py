@@ -96,7 +96,8 @@ async def running(path: Path, *, timing: Timing | None = None) -> AsyncIterator[
             adapter.app.stop()
             adapter.app.stop()
             await asyncio.wait([adapter.task], timeout=DEADLINE_S)
-        if not adapter.task.cancelled() and adapter.task.done():
+        assert adapter.task.done(), "the adapter does not stop"
+        if not adapter.task.cancelled():
             adapter.task.result()
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapter.cluster.fleet import SharedFleet
 from adapter.errors import StartError
 from adapter.simulator import SimAgent, Simulator
 from bench.chaos.parts import Part, free_port
@@ -265,3 +266,23 @@ async def test_a_member_tells_its_part(tmp_path: Path, shared_broker: Broker) ->
     assert found["ccgateway2mqtt_cluster_members"] == 1
     assert found["ccgateway2mqtt_cluster_agents"] == AGENTS
     assert HOLD_S + 2 < found["ccgateway2mqtt_cluster_lease_seconds"] <= HOLD_S + 5
+
+
+async def test_a_cancellation_that_is_forgotten_is_repeated(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 4: before Python 3.12 nats-py forgets a cancellation that comes with an answer; the member leaves still."""
+
+    async def forget() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with (
+        servers(tmp_path) as nats,
+        simulated() as simulator,
+        members([configure(tmp_path, simulator, shared_broker, nats, "a")]) as (member,),
+    ):
+        fleet = member.app._fleet
+        assert isinstance(fleet, SharedFleet)
+        fleet._working.append(asyncio.create_task(forget()))
+        await asyncio.sleep(0)
+        assert await member.stop() == "stopped"

@@ -48,6 +48,8 @@ _AT_ONCE = 64
 """Claims under way at a time."""
 _CONNECT_S = 0.002
 """Apart from each other start agents that are taken over: what a TLS connection costs."""
+_CANCEL_S = 1.0
+"""How long a task may take to end before it is cancelled again."""
 _PUBLISHED_S = 1.0
 """How long an agent that is handed over waits for the broker to acknowledge what went out last."""
 
@@ -150,9 +152,7 @@ class SharedFleet(Fleet):
             await asyncio.wait(self._leaving.values())
         if self._left:
             _log.warning("cluster: %d agents could not be handed over; they are taken over", self._left)
-        for task in self._working:
-            task.cancel()
-        await asyncio.wait(self._working)
+        await _cancel(self._working)
         await self._membership.leave()
         with contextlib.suppress(ClusterError):
             if not await self._engine.anybody():
@@ -385,3 +385,15 @@ def event_of(payload: bytes) -> tuple[Event, str, datetime]:
     if "gateway" in members:
         theirs |= msgspec.json.decode(members["gateway"], type=dict[str, msgspec.Raw])
     return Event.from_members(theirs), ours["id"], datetime.fromisoformat(ours["receivedAt"])
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: nats-py waits by `asyncio.wait_for`.
+
+    Until Python 3.12 that forgets a cancellation which comes together with an answer (CPython issue #86296).
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_S)
