@@ -4,7 +4,7 @@ import re
 import shutil
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ import yaml
 from adapter.config import Config, load
 from adapter.simulator import Simulator
 from tests.adapter_support import Running, start
-from tests.cli_support import invoke
+from tests.cli_support import invoke, invoke_beside
 from tests.cluster_support import until
 from tests.examples_cluster_support import (
     SERVERS,
@@ -320,14 +320,12 @@ async def test_the_fleet_runs(
                 simulator.emit_sample("102", "AgentState_Ready")
                 await until(lambda: {"agents/101/events", "agents/102/events"} <= dashboard.topics())
                 seen = {topic for topic in dashboard.topics() if topic.endswith("/availability")}
-            # As SIGHUP does, after a change of agents.yaml.
-            for path, member, name in zip(paths, running, ADAPTERS, strict=True):
-                agents = path.with_name("agents.yaml")
-                shorter = agents.read_text(encoding="utf-8").partition('- work_no: "102"')[0]
-                agents.write_text(shorter, encoding="utf-8")
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setenv("INSTANCE", name)
-                    assert (await member.app.reload())["removed"] == ["102"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("INSTANCE", "adapter-1")
+                status = await invoke_beside("cluster", "status", "-c", paths[0])
+            assert status.exit_code == 0, status.output
+            assert all(name in status.output for name in ADAPTERS)
+            await reload_without_102(paths, running)
             await until(lambda: polled(running) == ["101"])
         finally:
             for member in running:
@@ -347,3 +345,14 @@ async def test_the_fleet_runs(
 def polled(running: list[Running]) -> list[str]:
     """List the agents that are polled, each as often as it is."""
     return sorted(work_no for member in running for work_no in member.app._fleet.pollers)
+
+
+async def reload_without_102(paths: Sequence[Path], running: Sequence[Running]) -> None:
+    """Change agents.yaml of each member, and have it read that again, as SIGHUP does."""
+    for path, member, name in zip(paths, running, ADAPTERS, strict=True):
+        agents = path.with_name("agents.yaml")
+        shorter = agents.read_text(encoding="utf-8").partition('- work_no: "102"')[0]
+        agents.write_text(shorter, encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("INSTANCE", name)
+            assert (await member.app.reload())["removed"] == ["102"]
