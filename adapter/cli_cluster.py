@@ -1,4 +1,4 @@
-"""`ccgateway2mqtt cluster`: a look at a fleet, and members that are to be empty. What that does is elsewhere."""
+"""`ccgateway2mqtt cluster`: a look at a fleet, members that are to be empty, its end. What that does is elsewhere."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ _timeout = click.option(
 
 @click.group(cls=Group)
 def cluster() -> None:
-    """Look at a fleet of several processes, and empty one of them; docs/cluster.md."""
+    """Look at a fleet of several processes, empty one of them, or end it; docs/cluster.md."""
 
 
 @cluster.command(
@@ -64,3 +64,16 @@ def undrain(instance: str, path: Path, timeout: float) -> None:
     from adapter.config import load
 
     asyncio.run(fleet.turn(load(path), instance, leaving=False, within_s=timeout, tell=tell))
+
+
+@cluster.command(epilog=examples("ccgateway2mqtt cluster leave -c config.yaml"))
+@config_option
+def leave(path: Path) -> None:
+    """Bring all that a fleet has to storage.path, for one process alone, and delete the fleet.
+
+    Stop all members first. Then take the section cluster out of FILE; no event, seq or GUID is lost.
+    """
+    from adapter.cluster import leaving
+    from adapter.config import load
+
+    asyncio.run(leaving.leave(load(path), tell))

@@ -68,6 +68,7 @@ FLOORS = (
         "cluster.requests",
         "cluster.speaker",
         "cluster.moving",
+        "cluster.leaving",
         "cluster.joining",
         "cluster.status",
         "cluster",

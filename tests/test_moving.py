@@ -15,13 +15,19 @@ from adapter.cluster import engine as engines
 from adapter.cluster import moving
 from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, connect
+from adapter.cluster.leaving import leave
 from adapter.cluster.moving import move_in, move_out
 from adapter.config import Config, load
 from adapter.errors import StartError
+from adapter.simulator import Simulator
 from adapter.store.database import MEMBER, Database
 from adapter.store.outbox import Outbox, open_as, open_outbox
 from adapter.store.records import AgentRecord, Change, CommandRecord, Outgoing
+from tests.adapter_support import decoded, running, settings, write
+from tests.broker_support import Broker, Peer
+from tests.cli_support import invoke_beside, run_program
 from tests.cluster_support import Servers, servers
+from tests.tcp_proxy import Proxy
 
 FLEET = "test"
 
@@ -239,6 +245,53 @@ async def test_another_fleet_is_not_left_silently(tmp_path: Path) -> None:
             assert await outbox.recall(MEMBER)
             with pytest.raises(StartError, match="a member of another fleet"):
                 await move_in(outbox, made.config, made.engine, made.codec, "other")
+
+
+async def test_into_a_cluster_and_out_of_it(tmp_path: Path, broker: Broker) -> None:
+    """A program alone joins a fleet, which leaves again: no event, `seq` or GUID is lost, and no member is run over."""
+    async with (
+        servers(tmp_path) as nats,
+        Simulator(agents=["101"], hold_s=0.5, guid_interval_s=0.5) as simulator,
+        Proxy(broker.ports["mqtt"]) as proxy,
+    ):
+        proxy.closed = True
+        values = settings(simulator, broker, mqtt={"url": proxy.url})
+        alone = write(tmp_path, values, "alone.yaml")
+        member = write(tmp_path, values | {"cluster": nats.settings()}, "member.yaml")
+
+        async def take_event(reason: str) -> None:
+            simulator.emit_sample("101", "AgentState_SetNotReady_Success", {"reason": reason})
+            await simulator.wait_for(lambda: simulator.drained("101"))
+
+        async with running(alone) as adapter:
+            await simulator.wait_for(lambda: simulator.guid("101") != values["agents"][0]["guid"])
+            await take_event("1")
+            await adapter.stop()
+        polls = len(simulator.polls("101"))
+        guid = simulator.guid("101")
+        async with running(member) as adapter:
+            await take_event("2")
+            assert simulator.polls("101")[polls].guid == guid
+            other = load(write(tmp_path, values | {"cluster": nats.settings(), "storage": {"path": "b.db"}}, "b.yaml"))
+            with pytest.raises(StartError, match="stop all members first: main run"):
+                await leave(other, lambda _: None)
+            await adapter.stop()
+        refused = await run_program("run", "-c", alone)
+        assert refused.process.returncode == 2
+        assert "ccgateway2mqtt cluster leave" in refused.err[-1]
+        left = await invoke_beside("cluster", "leave", "-c", member)
+        assert left.exit_code == 0, left.stderr
+        polls = len(simulator.polls("101"))
+        guid = simulator.guid("101")
+        async with running(alone):
+            await take_event("3")
+            assert simulator.polls("101")[polls].guid == guid
+            with Peer(broker, ["agents/101/events"]) as peer:
+                proxy.closed = False
+                await peer.wait_for(lambda: len({each["id"] for each in decoded(peer.messages)}) == 3)
+                seen = {each["id"]: (each["seq"], each["content"]["reason"]) for each in decoded(peer.messages)}
+        assert list(seen.values()) == [(1, "1"), (2, "2"), (3, "3")]
+        assert simulator.violations == []
 
 
 async def test_a_cancellation_is_not_forgotten() -> None:

@@ -139,7 +139,12 @@ async def test_killed_member_begins_again(tmp_path: Path, broker: Broker) -> Non
                 await until(lambda: len(members(made)) == 2)
                 await runs.stored()
                 killed = members(made)["--member=1"]
-                secret = json.loads((tmp_path / "ccgateway2mqtt.db.fleet" / "fleet.json").read_text())["key"]
+                directory = tmp_path / "ccgateway2mqtt.db.fleet"
+                assert [path.stat().st_mode & 0o077 for path in (directory, *directory.glob("**/*.json"))] == [0, 0]
+                server = json.loads((directory / "nats" / "nats-server.conf").read_text())
+                assert server["jetstream"]["sync_interval"] == "always", "what is acknowledged is on disk (D1)"
+                assert (directory / "nats" / "nats-server.conf").stat().st_mode & 0o077 == 0
+                secret = json.loads((directory / "fleet.json").read_text())["key"]
                 for process in psutil.Process(made.process.pid).children(recursive=True):
                     shown = " ".join(
                         [*process.cmdline(), *(f"{key}={value}" for key, value in process.environ().items())]
