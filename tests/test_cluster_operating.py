@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -23,13 +24,14 @@ from adapter.config import Config, load
 from adapter.errors import ClusterUnavailableError
 from adapter.nats import find_program
 from bench.chaos.parts import Part
-from tests.adapter_support import start, write
-from tests.broker_support import HOST, Broker, answers, certificates, free_ports
+from tests.adapter_support import settings, start, write
+from tests.broker_support import HOST, Broker, Peer, answers, certificates, free_ports
 from tests.cli_support import COMMAND, invoke, invoke_beside, one_line, run_program
 from tests.cluster_support import servers, until
 from tests.config_support import CLUSTER, KEY, SOUND, loaded
-from tests.test_cluster import AGENTS, HOLD_S, configure, members, polled_by, simulated
+from tests.test_cluster import AGENTS, HOLD_S, configure, events, members, polled_by, simulated
 
+KINDS = ("publish", "subscribe")
 NOBODY = {
     "gateway": {"url": "https://127.0.0.1:9/agentgateway"},
     "mqtt": {"url": "mqtt://127.0.0.1:9"},
@@ -434,3 +436,39 @@ def test_cluster_alone_shows_its_help() -> None:
 
     assert "drain" in done.stderr
     assert done.exit_code == 2
+
+
+async def test_the_permissions_that_are_shown_are_enough(
+    tmp_path: Path, shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Point 6: a user with what docs/cluster.md lists joins, polls, publishes, drains and leaves; nothing is denied."""
+    page = (Path(__file__).parent.parent / "docs/cluster.md").read_text(encoding="utf-8")
+    block = page.partition("permissions: {")[2].partition("\n}")[0]
+    allowed = {what: re.findall(r'"([^"]+)"', block.partition(f"{what}: [")[2].partition("]")[0]) for what in KINDS}
+    users = {"users": [{"user": "adapter", "password": "p", "permissions": allowed}]}
+    async with server(tmp_path, authorization=users) as port, simulated() as simulator:
+        cluster = {"url": f"nats://{HOST}:{port}", "name": "prod", "key": KEY, "replicas": 1} | log_in("p")
+        paths = [
+            write(
+                tmp_path,
+                settings(simulator, shared_broker, instance=name, cluster=cluster, storage={"path": f"{name}.db"}),
+                f"{name}.yaml",
+            )
+            for name in ("a", "b")
+        ]
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            async with members(paths) as running:
+                await until(lambda: all(polled_by(running)) and not set.intersection(*polled_by(running)))
+                simulator.emit("101", {"eventType": "AgentState_Ready", "workNo": "101", "content": None})
+                await peer.publish("agents/102/calldata/set", b'{"calldata": "x", "id": "permissions"}')
+                await peer.publish("agents/bridge/request/agents", b"")
+                await peer.wait_for(lambda: events(peer)["101"] and peer.on("agents/102/calldata/result"))
+                await peer.wait_for(lambda: peer.on("agents/bridge/response/agents"))
+                done = await invoke_beside("cluster", "drain", "a", "-c", paths[0])
+                await until(lambda: len(polled_by(running)[1]) == AGENTS)
+                status = await seen(paths[0])
+
+    assert done.exit_code == 0
+    assert status["unowned"] == []
+    assert json.loads(peer.on("agents/bridge/response/agents")[0].payload)["status"] == "ok"
+    assert [line for line in caplog.messages if "denied" in line] == []

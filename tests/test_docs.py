@@ -15,6 +15,7 @@ from adapter.config import load
 from adapter.config.grammar import SCHEMA
 from adapter.store import sql
 from scripts import reference
+from tests.config_support import KEY
 from tests.examples_support import ROOT
 
 PAGES = sorted(
@@ -75,14 +76,15 @@ def words_of_the_program() -> str:
     return "\n".join(texts)
 
 
-def test_what_troubleshooting_quotes_is_said() -> None:
+@pytest.mark.parametrize(("page", "begins"), [("troubleshooting", "# "), ("cluster", "## When something is wrong")])
+def test_what_troubleshooting_quotes_is_said(page: str, begins: str) -> None:
     """Each part of a text is one of the program's, to the letter; each name occurs in code, contracts or examples."""
-    page = without_code(read("docs/troubleshooting.md"))
+    page = begins + without_code(read(f"docs/{page}.md")).partition(begins)[2]
     sources = [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("schemas/*"), ROOT / "examples/mosquitto/acl"]
     names = set(re.findall(r"[A-Za-z_][\w-]+", "".join(path.read_text(encoding="utf-8") for path in sources)))
     said = words_of_the_program() + read("docs/reference.md")
     for quoted in re.findall(r"`([^`]+)`", page):
-        if quoted.startswith(("ccgateway2mqtt ", "sqlite3 ", "journalctl ", "docker ")):
+        if quoted.startswith(("ccgateway2mqtt ", "sqlite3 ", "journalctl ", "docker ", "nats ")):
             continue
         if " " in quoted or "…" in quoted:
             # A line is put together of what several modules say, with a colon or a semicolon in between.
@@ -140,7 +142,8 @@ def test_every_command_that_is_shown_exists(page: Path) -> None:
 def test_every_configuration_that_is_shown_is_valid(page: Path, tmp_path: Path) -> None:
     """Completed with a gateway and agents where it has none; what is no configuration is its secrets."""
     secrets = set(re.findall(r"!secret (\w+)", read(page)))
-    (tmp_path / "secrets.yaml").write_text("".join(f"{name}: text\n" for name in secrets))
+    values = {name: KEY if name == "cluster_key" else "text" for name in secrets}
+    (tmp_path / "secrets.yaml").write_text("".join(f"{name}: {text}\n" for name, text in values.items()))
     (tmp_path / "secrets.yaml").chmod(0o600)
     keys = {str(key) for key in SCHEMA.members}
     for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```$", read(page), re.DOTALL | re.MULTILINE)):
