@@ -8,8 +8,9 @@ Two things are stored, each on as many servers as `cluster.replicas` says, and e
 Source:
     NATS documentation, "JetStream", "Headers" (`Nats-Expected-Last-Subject-Sequence`, `Nats-Msg-Id`, `Nats-Rollup`) and
     "Key/Value Store"; ADR-31, "JetStream Direct Get": `multi_last`, and status 204 as its end. What was tried
-    on nats-server 2.15: a repeated `Nats-Msg-Id` is answered with the first sequence, before the expected one is
-    looked at.
+    on nats-server 2.15: where there are replicas, a repeated `Nats-Msg-Id` is answered with the first sequence before
+    the expected one is looked at; where there are none, after that. While one message for a subject is on its way to
+    the replicas, another one is refused as if it were there.
 """
 
 import asyncio
@@ -253,7 +254,7 @@ class Engine:
             alone: Whether all before it is removed.
 
         Raises:
-            ClusterConflictError: Something else is last; nothing was appended.
+            ClusterConflictError: Something else is last, or will be; nothing was appended now.
             ClusterUnavailableError: It is not known whether it was appended.
         """
         headers = {Header.MSG_ID.value: message_id, Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after)}

@@ -43,6 +43,8 @@ _T = TypeVar("_T")
 
 _AGAIN_S = 0.2
 """When something is asked again that nobody has answered."""
+_PATIENCE_S = 1.0
+"""How long a member that leaves waits for what is being stored."""
 _LOOK_AGAIN_S = 0.5
 """When it is looked again whether anything may go out."""
 _AT_RISK_S = 10.0
@@ -197,7 +199,8 @@ class Journal(Outbox):
             ClusterUnavailableError: It is not known whether it is.
         """
         own = self._own[work_no]
-        async with own.lock:
+        await self._our_turn(own, insists)
+        try:
             if not own.ours:
                 return
             self._let_go(own)
@@ -217,6 +220,21 @@ class Journal(Outbox):
                         raise
                     await asyncio.sleep(_AGAIN_S)
                     continue
+                return
+        finally:
+            own.lock.release()
+
+    @staticmethod
+    async def _our_turn(own: _Own, insists: Callable[[], bool]) -> None:
+        """Wait for what is being appended to a journal: without a quorum that takes long."""
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await own.lock.acquire()
+            except TimeoutError:
+                if not insists():
+                    raise ClusterUnavailableError("what came last is not stored yet") from None
+            else:
                 return
 
     def begin(self, term: Term) -> None:
@@ -308,6 +326,8 @@ class Journal(Outbox):
     async def commit(self, change: Change) -> None:
         """Store a change; return when it is in its agent's journal, and in line.
 
+        What was begun goes on where its caller is cancelled: an agent that is handed over meanwhile loses nothing.
+
         Raises:
             StorageFullError: It is not in line; the caller keeps it and tries again (D4).
         """
@@ -316,16 +336,22 @@ class Journal(Outbox):
             await super().commit(change)
             return
         own = self._own.get(change.agent.work_no)
+        if own is not None and change.agent == own.record and not change.outgoing and not change.commands:
+            await super().commit(change)  # newest values alone, which a successor finds out by itself
+            return
+        storing = asyncio.get_running_loop().create_task(self._store(own, change.agent, change), name="journal.store")
+        self._insisting.add(storing)
+        storing.add_done_callback(self._insisting.discard)
+        await asyncio.shield(storing)
+
+    async def _store(self, own: _Own | None, agent: AgentRecord, change: Change) -> None:
         if own is not None:
             async with own.lock:
-                if own.ours and change.agent == own.record and not change.outgoing and not change.commands:
-                    await super().commit(change)  # newest values alone, which a successor finds out by itself
-                    return
-                if await self._append(own, change.agent, change):
+                if await self._append(own, agent, change):
                     await self._settle(change)
                     await self._line_up(own, change)
                     return
-        await self._keep_late(change.agent, change)
+        await self._keep_late(agent, change)
 
     async def _append(self, own: _Own, agent: AgentRecord, change: Change) -> bool:
         """Append a change to its agent's journal; `False` where the agent is another's by now."""
@@ -364,7 +390,9 @@ class Journal(Outbox):
                 )
             except ClusterConflictError:
                 newest = await self._engine.last(work_no)
-                # Ours, whose acknowledgment was lost, and whose id the servers have forgotten.
+                if newest is not None and newest.revision == own.place:
+                    raise ClusterUnavailableError("another page is on its way") from None
+                # Ours, whose acknowledgment was lost: one server alone looks at the place before it looks at the id.
                 return newest.revision if newest is not None and newest.value == data else None
 
         place = await self._asked(append, events)
