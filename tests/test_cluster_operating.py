@@ -1,13 +1,16 @@
 """A fleet as who runs it meets it: what has to be installed, `cluster status` and `cluster drain` (issue 6)."""
 
 import asyncio
+import base64
 import contextlib
+import itertools
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from adapter.config import Config, load
 from adapter.errors import ClusterUnavailableError
 from adapter.nats import find_program
 from bench.chaos.parts import Part
-from tests.adapter_support import settings, start, write
+from tests.adapter_support import Running, decoded, settings, start, write
 from tests.broker_support import HOST, Broker, Peer, answers, certificates, free_ports
 from tests.cli_support import COMMAND, invoke, invoke_beside, one_line, run_program
 from tests.cluster_support import servers, until
@@ -472,3 +475,46 @@ async def test_the_permissions_that_are_shown_are_enough(
     assert status["unowned"] == []
     assert json.loads(peer.on("agents/bridge/response/agents")[0].payload)["status"] == "ok"
     assert [line for line in caplog.messages if "denied" in line] == []
+
+
+async def test_keys_change_one_member_after_the_other(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 2: in the three rounds of docs/cluster.md each agent keeps its session and its `seq`, whoever has it."""
+    other = base64.b64encode(bytes(32)).decode()
+    rounds: list[dict[str, str]] = [
+        {"key": KEY},
+        {"key": KEY, "former_key": other},
+        {"key": other, "former_key": KEY},
+        {"key": other},
+    ]
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        running: dict[str, Running] = {}
+        work_nos = [agent.work_no for agent in simulator.agents]
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            try:
+                for number, keys in enumerate(rounds, start=1):
+                    for name in ("a", "b"):
+                        path = configure(tmp_path, simulator, shared_broker, nats, name)
+                        write(tmp_path, _values(path) | {"cluster": nats.settings(**keys)}, path.name)
+                        if name in running:
+                            assert await running[name].stop() == "stopped"
+                        running[name] = await start(path)
+                        await until(lambda: shared_out([*running.values()], work_nos))
+                    status = await seen(path)
+                    assert all(each["sameConfiguration"] for each in status["members"]), number
+                    for work_no in work_nos:
+                        simulator.emit(work_no, {"eventType": "AgentState_Ready", "workNo": work_no, "content": None})
+                    await peer.wait_for(lambda: events(peer) >= Counter(work_nos * number))  # noqa: B023 - waited for here
+            finally:
+                for each in running.values():
+                    each.app.stop()
+                await asyncio.gather(*(each.task for each in running.values()), return_exceptions=True)
+            seen_of = {work_no: decoded(peer.on(f"agents/{work_no}/events")) for work_no in work_nos}
+
+    assert all([event["seq"] for event in each] == [1, 2, 3, 4] for each in seen_of.values())
+    assert simulator.violations == []
+
+
+def shared_out(running: list[Running], work_nos: list[str]) -> bool:
+    """Say whether each member has agents, and each agent one member."""
+    polled = polled_by(running)
+    return all(polled) and sorted(itertools.chain.from_iterable(polled)) == sorted(work_nos)
