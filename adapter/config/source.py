@@ -23,10 +23,10 @@ import yaml
 from adapter.config.nodes import Finding, KeyPath, Member, Node, Odd, Place, describe, shown, suggest, type_name
 
 SECRETS = "secrets.yaml"
-MAX_BYTES = 8 * 1024 * 1024
-"""Of one file; 5,000 agents take less than 1 MiB."""
-MAX_VALUES = 250_000
-"""Of one file with its includes and aliases unfolded; 5,000 agents with all their members have 75,000."""
+MAX_BYTES = 32 * 1024 * 1024
+"""Of one file; 50,000 agents take less than 10 MiB."""
+MAX_VALUES = 1_000_000
+"""Of one file with its includes and aliases unfolded; 50,000 agents with all their members have 750,000."""
 MAX_DEPTH = 32
 """Levels, those of included files added; a configuration has five."""
 
