@@ -53,7 +53,8 @@ async def call_data(
 
     client_id = f"{config.client_id}-calldata-{uuid.uuid4().hex[:8]}"
     async with Dialer(config).connect(client_id=client_id, on_message=receive) as connection:
-        await connection.subscribe([(topics.result(work_no, "calldata"), 1)])
+        # QoS 0: nats-server refuses every third subscription with QoS 1 while one of three nodes is away.
+        await connection.subscribe([(topics.result(work_no, "calldata"), 0)])
         with contextlib.suppress(BrokerError):  # who may not read that only waits longer
             await connection.subscribe([(availability, 0)])
         command = json.dumps({"calldata": value, "id": identifier, "ttl": ttl_s}).encode()

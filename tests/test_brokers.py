@@ -25,7 +25,7 @@ from tests.cluster_support import servers
 from tests.fault_support import emit, seqs, until
 from tests.fault_support import told as told_of_broker
 from tests.stage_support import staged
-from tests.tcp_proxy import CONNECT, SUBSCRIBE, Proxy, Talk, identifier, kind
+from tests.tcp_proxy import CONNECT, SUBACK, SUBSCRIBE, Proxy, Talk, identifier, kind
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +259,7 @@ async def test_events_do_not_wait_for_a_slow_answer(
             await stage.polling("101")
             emit(stage, 1)
             await stage.wait("101/events", seq=1)
+            assert len(proxy.accepted) == 2  # who looks for another instance, and the adapter
             ((talk, number),) = held
             talk.answer(b"\x90\x04" + number + b"\x00\x80")
             await until(lambda: len(seen) > 3)
@@ -267,21 +268,46 @@ async def test_events_do_not_wait_for_a_slow_answer(
             assert adapter.app._shared.counters.broker_connections == 1
 
 
+async def test_the_answer_to_a_later_subscription_is_waited_for(shared_broker: Broker) -> None:
+    """Point 7: once others publish ahead of it, an answer that takes longer than CONNACK may is no lost connection."""
+
+    def slowly(packet: bytes, talk: Talk) -> bytes:
+        if kind(packet) != SUBACK:
+            return packet
+        asyncio.get_running_loop().call_later(0.6, talk.answer, packet)
+        return b""
+
+    async with Proxy(shared_broker.ports["mqtt"]) as proxy:
+        proxy.down = slowly
+        async with dial(Dialer(to(proxy.url)), connect_timeout_s=0.3) as connection:
+            await connection.subscribe([("a/#", 1)], patient=True)
+            with pytest.raises(BrokerConnectionError, match="no answer to SUBSCRIBE"):
+                await connection.subscribe([("a/#", 1)])
+
+
 async def test_a_denied_subscription_is_one_error_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Point 7: what the ACL of nats-server denies is said once and tried again, until it is allowed there."""
     with nats(tmp_path / "nats", users={"adapter": "p"}, deny="*.*.session.set") as broker:
         async with staged(tmp_path, broker) as stage, Proxy(broker.ports["mqtt"]) as proxy:
-            tries: list[float] = []
-            proxy.up = refusing(0x80, 0, tries)
+            asked: list[str] = []
+
+            def note(packet: bytes, _talk: Talk) -> bytes:
+                if kind(packet) == SUBSCRIBE and packet[-1] & 3:
+                    asked.append(packet[6:-1].decode())  # of MQTT 3.1.1, behind its identifier and a length
+                return packet
+
+            proxy.up = note
             async with stage.running(mqtt={"url": proxy.url}) as adapter:
                 await stage.polling("101")
-                await until(lambda: len(tries) >= 3 + 4)
+                await until(lambda: len(asked) >= 3 + 4)
                 await stage.send("101/calldata/set", "x")
                 await stage.wait("101/calldata/result", status="applied")
                 (line,) = told(caplog, "subscription")
+                filters = [stage.topic(name) for name in ("+/calldata/set", "+/session/set", "bridge/request/+")]
+                assert asked[:7] == [*filters, *filters[1:2] * 4]
                 assert adapter.app._shared.counters.broker_connections == 1
                 proxy.cut()
-                await until(lambda: len(tries) >= 3 + 4 + 3 + 2)
+                await until(lambda: len(asked) >= 3 + 4 + 3 + 2)
                 assert told(caplog, "subscription") == [line]
                 assert line.startswith("ERROR ")
                 assert f"{stage.topic('+/session/set')} (Unspecified error); allow it there" in line
