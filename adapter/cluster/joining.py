@@ -63,7 +63,8 @@ class Member:
 
     def subscriptions(self, _config: Config) -> list[Subscription]:
         """List the fleet's availability: commands and requests come to the speaker."""
-        return [(f"{self.topics.prefix}/bridge/availability", 1)]
+        # QoS 0, which nats-server grants at once, also while it lacks a node.
+        return [(f"{self.topics.prefix}/bridge/availability", 0)]
 
     def requests(self, requests: Mapping[str, Request]) -> dict[str, Request]:
         """Give what answers requests for all members."""
