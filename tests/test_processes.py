@@ -181,3 +181,29 @@ async def test_killed_parent_takes_all_with_it(tmp_path: Path, broker: Broker) -
             async with runs.of(3) as made:
                 await runs.arrived(peer)
                 await stopped(made)
+
+
+async def test_the_server_comes_back_and_a_reload_reaches_all(tmp_path: Path, broker: Broker, peer: Peer) -> None:
+    """A server that is killed is started again, and the members wait; SIGHUP has all read the configuration again."""
+    async with simulated() as simulator:
+        values = settings(simulator, broker)
+        path = write(tmp_path, values)
+        runs = Runs(simulator, path)
+        async with runs.of(2) as made:
+            await runs.stored()
+            parent = psutil.Process(made.process.pid)
+            (server,) = [child for child in parent.children() if child.name() == "nats-server"]
+            server.kill()
+            await made.line(lambda line: "nats-server is back" in line, DEADLINE_S)
+            await runs.stored()
+            await runs.emit()
+            await runs.arrived(peer)
+            assert len(members(made)) == 2, "they were there all the time"
+
+            simulator.add_agent("999")
+            values["agents"].append({"work_no": "999", "guid": simulator.guid("999")})
+            write(tmp_path, values)
+            made.send(signal.SIGHUP)
+            await simulator.wait_for(lambda: simulator.polled("999"), DEADLINE_S)
+            await until(lambda: sum("reload: 1 added, 0 removed, 0 changed" in line for line in made.err) == 2)
+            await stopped(made)
