@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from adapter.config import Config, PrivacyConfig
 from adapter.machine import FILES_BESIDES_AGENTS
-from adapter.privacy import Mask
+from adapter.privacy import KEY, Mask
 from adapter.store.outbox import Outbox
 
 _log = logging.getLogger(__name__)
@@ -80,10 +80,10 @@ async def make_mask(privacy: PrivacyConfig | None, outbox: Outbox) -> Mask | Non
     """Make the mask; its key is made once, and lives in the database."""
     if privacy is None:
         return None
-    key = await outbox.recall("mask_key")
+    key = await outbox.recall(KEY)
     if key is None:
         key = secrets.token_bytes(32)
-        await outbox.remember("mask_key", key)
+        await outbox.remember(KEY, key)
     return Mask(members=privacy.members, method=privacy.method, key=key)
 
 

@@ -23,6 +23,8 @@ from adapter.event import NULL, Event, read_json
 Method = Literal["last4", "hash", "drop"]
 """How a masked member is shown: its last four digits, a keyed hash that is the same for the same number, or not."""
 
+KEY: Final = "mask_key"
+"""Under which a database has the key of the hash."""
 _DIGITS_SHOWN: Final = 4
 _NEVER: Final = frozenset({"eventType", "workNo"})
 

@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from adapter.cluster import engine as engines
-from adapter.cluster import moving
+from adapter.cluster import join, moving
 from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.leaving import leave
 from adapter.cluster.moving import move_in, move_out
-from adapter.config import Config, load
+from adapter.config import Config, PrivacyConfig, load
 from adapter.errors import StartError
+from adapter.preparation import make_mask
 from adapter.simulator import Simulator
 from adapter.store.database import MEMBER, Database
 from adapter.store.outbox import Outbox, open_as, open_outbox
@@ -300,6 +301,20 @@ async def test_into_a_cluster_and_out_of_it(tmp_path: Path, broker: Broker) -> N
                 seen = {each["id"]: (each["seq"], each["content"]["reason"]) for each in decoded(peer.messages)}
         assert list(seen.values()) == [(1, "1"), (2, "2"), (3, "3")]
         assert simulator.violations == []
+
+
+async def test_a_masked_number_is_the_same_from_all_members(tmp_path: Path) -> None:
+    """With `privacy: {with: hash}` a number has one hash, whichever member polls the agent."""
+    async with servers(tmp_path) as nats:
+        config = configured(tmp_path, nats)
+        made = []
+        for name in ("a", "b"):
+            storage = replace(config.storage, path=tmp_path / f"{name}.db")
+            async with join(replace(config, instance=name, storage=storage)) as member:
+                mask = await make_mask(PrivacyConfig(members=None, method="hash"), member.outbox)
+                assert mask is not None
+                made.append(mask.key)
+        assert made[0] == made[1]
 
 
 async def test_a_cancellation_is_not_forgotten() -> None:

@@ -99,6 +99,14 @@ async def stopped(made: Program) -> None:
         raise AssertionError("\n".join(made.err[-60:])) from error
 
 
+def runs_on(process: psutil.Process) -> bool:
+    """Say whether a process has not ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def members(made: Program) -> dict[str, psutil.Process]:
     """List the processes of members by their last argument."""
     found = {}
@@ -176,7 +184,11 @@ async def test_killed_parent_takes_all_with_it(tmp_path: Path, broker: Broker) -
                 assert len(children) == 3, "two members and the server"
                 await runs.stored()
                 made.process.kill()
-                await until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+                try:
+                    await until(lambda: not any(map(runs_on, children)))
+                finally:
+                    for child in filter(runs_on, children):
+                        child.kill()
             proxy.closed = False
             async with runs.of(3) as made:
                 await runs.arrived(peer)
@@ -199,6 +211,8 @@ async def test_the_server_comes_back_and_a_reload_reaches_all(tmp_path: Path, br
             await runs.emit()
             await runs.arrived(peer)
             assert len(members(made)) == 2, "they were there all the time"
+            health = await run_program("health", "-c", path)
+            assert (health.process.returncode, health.err) == (0, ["well"])
 
             simulator.add_agent("999")
             values["agents"].append({"work_no": "999", "guid": simulator.guid("999")})

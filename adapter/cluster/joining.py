@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hmac
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from adapter.cluster.topics import MemberTopics
 from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.intake import Flood
+from adapter.privacy import KEY
 from adapter.role import Gauges, Stage, Voice
 from adapter.store.database import MEMBER
 from adapter.store.outbox import open_as
@@ -116,6 +118,8 @@ async def join(config: Config) -> AsyncIterator[Member]:
         async with open_as(make, config.storage.path, config.storage.max_mb, durable=False) as journal:
             await move_in(journal, config, engine, codec, config.cluster.name)
             await journal.begin_empty()
+            # A number has one hash, whichever member polls the agent.
+            await journal.remember(KEY, hmac.digest(config.cluster.keys[0].encode(), KEY.encode(), "sha256"))
             storage = (await journal.recall(MEMBER) or b"").decode()
             membership = Membership(engine, codec, config, storage=storage)
             await membership.enlist()
