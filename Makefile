@@ -120,7 +120,7 @@ chaos-fleet: $(VENV)/.development programs ## four members, three NATS servers a
 
 test-cluster: $(VENV)/.development programs ## the same in four minutes
 	@scripts/need ip:iproute2 iptables:iptables nsenter:util-linux
-	$(BIN)/python -m bench.fleet --short $(ARGS)
+	$(BIN)/python -m bench.fleet --short --agents 200 --hold 2 $(ARGS)
 
 soak: $(VENV)/.development programs ## 1,000 agents for 30 minutes with every trouble; options: make soak ARGS="--agents 200 --seconds 180"
 	$(BIN)/python -m bench.soak $(ARGS)

@@ -164,7 +164,7 @@ class Program:
         process = psutil.Process(self._process.pid)
         family = [process, *process.children(recursive=True)]
         return Usage(
-            cpu_s=sum(_cpu_s(each.pid) for each in family), rss_bytes=sum(each.memory_info().rss for each in family)
+            cpu_s=sum(cpu_s(each.pid) for each in family), rss_bytes=sum(each.memory_info().rss for each in family)
         )
 
     def send(self, number: signal.Signals) -> None:
@@ -189,7 +189,7 @@ class Program:
             self._process.stdin.flush()
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Read a process's CPU clock: all of its threads, those that have ended too, and finer than the ticks of /proc.
 
     Source: clock_getcpuclockid(3), which makes a process's number into that of its clock in this way on Linux.

@@ -145,6 +145,7 @@ def test_the_judge_finds_what_is_wrong(proof: Proof, promise: str) -> None:
 async def test_a_fleet_loses_nothing_whatever_is_killed_stopped_or_cut_off() -> None:
     """Points 2 to 5: a kill, a stop, a partition and a drain; polls apart, in time, and nothing lost."""
     options = ["--agents", "60", "--members", "3", "--hold", f"{_HOLD_S:g}"]
+    options += ["--patience", "3"]  # other tests run beside it
     options += ["--only", "kill", "leader", "burst", "partition", "drain"]
     paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(_ROOT)]
     process = await asyncio.create_subprocess_exec(

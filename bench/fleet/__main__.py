@@ -30,7 +30,11 @@ async def run(options: argparse.Namespace, directory: Path) -> tuple[Verdict, li
         BenchError: A part ended, or something did not happen that must.
     """
     setting = Setting(
-        agents=options.agents, members=options.members, hold_s=options.hold, events_per_s=options.agents / 10
+        agents=options.agents,
+        members=options.members,
+        hold_s=options.hold,
+        events_per_s=options.agents / 10,
+        patience=options.patience,
     )
     stage = Stage(setting, directory)
     plan = Plan(stage, away_s=options.away)
@@ -63,6 +67,7 @@ def main() -> int:
     parser.add_argument("--members", type=int, default=4, help="who share them (default %(default)s)")
     parser.add_argument("--hold", type=float, default=5.0, help="seconds of a poll (default %(default)s)")
     parser.add_argument("--away", type=float, default=_AWAY_S, help="seconds without NATS (default %(default)s)")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies the bounds of times (default 1)")
     parser.add_argument("--only", nargs="*", help="some of what is done, by name")
     parser.add_argument("--short", action="store_true", help=f"only: {_SHORT}")
     parser.add_argument("--keep", type=Path, help="a directory for all logs and data, which stays")

@@ -267,8 +267,20 @@ def judge_repeats(received: list[Numbered], steps: list[Seen], verdict: Verdict)
 
 
 def judge_retained(proof: Proof, received: list[Numbered], verdict: Verdict) -> None:
-    """The broker keeps the newest event of each agent."""
+    """The broker keeps the newest event of each agent; what a former owner had on its way may come before it again."""
+    stale: dict[str, float] = {}
+    lasted_s: list[float] = []
     newest: dict[str, int] = {}
+    for event in received:
+        if event.topic == "event" and event.seq < newest.get(event.work_no, 0):
+            stale.setdefault(event.work_no, event.at)
+        elif event.topic == "event" and event.work_no in stale:
+            lasted_s.append(event.at - stale.pop(event.work_no))
+        if event.topic == "event":
+            newest[event.work_no] = max(newest.get(event.work_no, 0), event.seq)
+    text = f"{len(lasted_s) + len(stale):,}" + (f", for {max(lasted_s):.1f} s at most" if lasted_s else "")
+    verdict.figures["times that the broker kept an older event for a while"] = text
+    newest = {}
     for event in received:
         newest[event.work_no] = max(newest.get(event.work_no, 0), event.seq)
     kept = {

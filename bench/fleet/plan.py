@@ -39,11 +39,13 @@ class Plan:
             "burst": self._stop_in_burst,
             "partition": self._partition,
             "half": self._half,
+            "silent": self._silent,
             "isolate": self._isolate,
             "split": self._split,
             "freeze": self._freeze_leader,
             "drain": self._drain,
             "broker": self._broker_away,
+            "hung": self._broker_hangs,
             "away": self._away,
             "rolling": self._rolling,
             "all": self._kill_all,
@@ -155,6 +157,15 @@ class Plan:
             await asyncio.sleep(stage.lease_s + 5)
             member.machine.heal()
 
+    async def _silent(self) -> None:
+        """Its server is gone as a machine without power is: nothing says so, and the others are there."""
+        stage, member = self._stage, self._stage.members[1]
+        server = next(each for each in stage.machines if each.address in member.peers())
+        async with stage.step("a member cut off from the one NATS server that it talks to", "other", self._take_over_s):
+            member.machine.cut([server.address])
+            await asyncio.sleep(stage.lease_s + 5)
+            member.machine.heal()
+
     async def _isolate(self) -> None:
         stage, member = self._stage, self._stage.members[2]
         async with stage.step("a member cut off from everything", "isolate", self._take_over_s, [member]):
@@ -206,6 +217,17 @@ class Plan:
             member.send(signal.SIGTERM)
             await until(lambda: not member.runs, "the end of a member")
             await stage.broker.begin()
+        await self._start(member)
+
+    async def _broker_hangs(self) -> None:
+        """Hand agents over while what was sent of them is still on its way."""
+        stage, member = self._stage, self._stage.members[1]
+        async with stage.step("SIGTERM of a member while the broker hangs", "drain", 2 * _DRAIN_S + 1):
+            stage.broker.send(signal.SIGSTOP)
+            await asyncio.sleep(1)
+            member.send(signal.SIGTERM)
+            await until(lambda: not member.runs, "the end of a member")
+            stage.broker.send(signal.SIGCONT)
         await self._start(member)
 
     async def _rolling(self) -> None:

@@ -32,6 +32,8 @@ _LOOK_S = 0.1
 _ASK_S = 2.0
 _SETTLE_S = 120.0
 _QUIET_S = 3.0
+_ESTABLISHED = "01"
+"""As in /proc/net/tcp."""
 _NAME = "test"
 
 Kind = Literal["kill", "isolate", "stop", "drain", "other"]
@@ -101,6 +103,12 @@ class Member(Part):
         own = {"instance": self.name, "storage": {"path": str(self.directory / "outbox.db")}}
         (self.directory / "config.yaml").write_text(yaml.safe_dump({**values, **own}))
 
+    def peers(self) -> set[str]:
+        """List the addresses that it has connections to."""
+        lines = Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]
+        remote = [line.split()[2].partition(":")[0] for line in lines if line.split()[3] == _ESTABLISHED]
+        return {".".join(str(byte) for byte in reversed(bytes.fromhex(address))) for address in remote}
+
     def said(self, text: str) -> int:
         """Count in its log."""
         return self.log.read_text(errors="replace").count(text) if self.log.exists() else 0
@@ -115,12 +123,14 @@ class Setting:
         members: How many share them.
         hold_s: How long a poll is held.
         events_per_s: How many events happen.
+        patience: By how much an agent may go unpolled for longer than is promised, where the machine is busy otherwise.
     """
 
     agents: int
     members: int
     hold_s: float
     events_per_s: float
+    patience: float = 1.0
 
 
 class Stage:
@@ -190,6 +200,8 @@ class Stage:
     ) -> AsyncIterator[Step]:
         """Do something, and wait until the fleet has settled."""
         before = [member.said("was struck out") for member in self.members]
+        if within_s is not None:
+            within_s *= self.setting.patience
         step = Step(name=name, kind=kind, within_s=within_s, victims=frozenset(part.name for part in victims))
         self.steps.append(step)
         yield step
