@@ -63,19 +63,19 @@ class Fleet:
         """Say over how many seconds the first requests of so many agents are spread."""
         return max(self._shared.config.gateway.hold_s, agents * _CONNECT_S)
 
-    def _start(self, agent: AgentConfig, delay_s: float) -> None:
+    def _start(self, agent: AgentConfig, delay_s: float, *, takes_over: bool = False) -> None:
         if self._stopping:
             return
         record = self._records.get(agent.work_no) or AgentRecord(work_no=agent.work_no)
         line = self._gateway.line(agent.work_no, dict(record.cookies))
         session = Session(agent, self._shared.config.gateway, line, record)
-        poller = self.pollers[agent.work_no] = Poller(agent, session, record, self._shared)
+        poller = self.pollers[agent.work_no] = Poller(agent, session, record, self._shared, takes_over=takes_over)
         self._running[agent.work_no] = self._tasks.create_task(poller.run(delay_s), name=f"poller[{agent.work_no}]")
 
     def take(self, agent: AgentConfig, record: AgentRecord, delay_s: float) -> None:
         """Start one agent, going on from what another has left of it."""
         self._records[agent.work_no] = record
-        self._start(agent, delay_s)
+        self._start(agent, delay_s, takes_over=bool(record.state))
 
     async def let_go(self, work_no: str, *, hurry: asyncio.Event) -> AgentRecord:
         """End one agent when its poll is over, for another to go on; give what it leaves."""

@@ -86,6 +86,7 @@ def _received(change: Callable[[list[Got]], None]) -> list[Got]:
 
 
 _OVERLAP = _rows(lambda rows: rows.__setitem__(1, _row(2, ended_at=101.6)))
+_HELD_ON = _rows(lambda rows: rows.insert(2, _row(2, began_at=101.25, ended_at=101.6, number=None, whole=False)))
 _LATER = _rows(lambda rows: rows.__setitem__(4, _row(5, began_at=109.0, ended_at=109.2, connection=2)))
 _LOST = _received(lambda received: received.__delitem__(slice(4, 6)))
 _KILLED = _rows(lambda rows: rows.__setitem__(slice(3, 5), [_row(4, connection=2), _row(5, connection=2)]))
@@ -101,6 +102,7 @@ def test_the_judge_finds_nothing_where_nothing_is_wrong() -> None:
         _with(rows=_LATER, steps=[_step("kill", within_s=8.0)]),
         _with(rows=_KILLED, received=_AFTER_KILL, retained=[_got(5, "event", seq=4)], steps=[_step("kill")]),
         _with(rows=_OVERLAP, steps=[_step("stop")]),
+        _with(rows=_HELD_ON, steps=[_step("kill")]),
         _with(received=_SWAPPED, steps=[_step("stop")]),
         _with(steps=[_step(struck_out=["m0"], victims=frozenset({"m0"}))]),
     ]

@@ -37,11 +37,16 @@ _STATUS_TRIES = 3
 class Poller:
     """Polls one agent until it is told to end.
 
+    Args:
+        takes_over: Whether another has polled the agent until now: the state is known, and is asked for after a poll.
+
     Attributes:
         presence: The agent as others see it.
     """
 
-    def __init__(self, agent: AgentConfig, session: Session, record: AgentRecord, shared: Shared) -> None:
+    def __init__(
+        self, agent: AgentConfig, session: Session, record: AgentRecord, shared: Shared, *, takes_over: bool = False
+    ) -> None:
         gateway = shared.config.gateway
         self._shared = shared
         self._counters = shared.counters
@@ -53,7 +58,8 @@ class Poller:
         self._orders: list[Order] = []
         self._polls_first = False
         self._guid_file_changed = False
-        self._status_tries = _STATUS_TRIES
+        self._takes_over = takes_over
+        self._status_tries = 0 if takes_over else _STATUS_TRIES
         self._last_retcode: str | None = None
 
     # What others ask of it.
@@ -235,6 +241,9 @@ class Poller:
 
     def _recovered(self, change: Change) -> None:
         """Note a good answer: the next failure begins anew (P5)."""
+        if self._takes_over:
+            self._takes_over = False
+            self._status_tries = _STATUS_TRIES
         self._last_retcode = None
         self._pace.recovered()
         self._shared.gateway_outage.ends(self.presence.subject)

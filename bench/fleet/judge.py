@@ -119,14 +119,16 @@ def judge_overlaps(proof: Proof, steps: list[Seen], verdict: Verdict) -> None:
     """No two polls of an agent overlap, but where a process was stopped or cut off at one wrong moment (point 3)."""
     wrong = []
     for work_no, rows in proof.by_agent().items():
-        until = 0.0
-        for row in rows:
-            if row.began_at < until:
-                overlap_s = min(until, row.ended_at) - row.began_at
+        last = rows[0]
+        for row in rows[1:]:
+            if row.began_at < last.ended_at:
+                overlap_s = min(last.ended_at, row.ended_at) - row.began_at
                 _step_at(steps, row.began_at).overlaps.append(overlap_s)
-                if not proof.explained({"stop"}, row.began_at):
+                # A gateway may go on holding a poll whose client was killed.
+                held_on = not last.whole and proof.explained({"kill"}, row.began_at)
+                if not held_on and not proof.explained({"stop"}, row.began_at):
                     wrong.append(f"agent {work_no}: {overlap_s:.3f} s at {row.began_at:.1f}")
-            until = max(until, row.ended_at)
+            last = max(last, row, key=lambda each: each.ended_at)
     verdict.figures["polls"] = f"{len(proof.rows):,}"
     verdict.figures["polls that overlapped another of their agent"] = f"{sum(len(seen.overlaps) for seen in steps)}"
     verdict.blame("point 3, polls overlap", wrong)

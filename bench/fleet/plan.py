@@ -177,7 +177,8 @@ class Plan:
         stage = self._stage
         number = await stage.leader()
         others = [each for place, each in enumerate(stage.machines) if place != number]
-        async with stage.step("the NATS server that leads cut off from the others", "other", self._take_over_s):
+        within_s = self._take_over_s + _ELECTION_S
+        async with stage.step("the NATS server that leads cut off from the others", "other", within_s):
             stage.machines[number].cut(addresses(others))
             await asyncio.sleep(stage.lease_s + 5)
             stage.machines[number].heal()
