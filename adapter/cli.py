@@ -107,8 +107,6 @@ def run(path: Path, processes: int | None, member: int | None) -> None:
     if orders is None and config.storage.fleet.is_dir() and _fleet().left_behind(config):
         _run(_fleet().bring_back(config))
     if _run(app.run(config, control=lambda running: setattr(running, "read", read))) == "restart":
-        if orders is not None:
-            sys.exit(_fleet().RESTART)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started this process
 

@@ -205,7 +205,11 @@ async def test_without_a_quorum_nothing_is_promised(tmp_path: Path) -> None:
 
         await known(appended)
         assert [page.value for page in await known(lambda: pages(engine, "101"))] == [b"1", b"2"]
-        assert set(await known(engine.members)) <= {"a", "b", "c"}  # what was asked for in vain may have been done since
+        assert set(await known(engine.members)) <= {
+            "a",
+            "b",
+            "c",
+        }  # what was asked for in vain may have been done since
         assert await known(lambda: engine.member("d")) is None
 
 

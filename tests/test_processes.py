@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 
 from adapter.simulator import SimAgent, Simulator
-from tests.adapter_support import decoded, settings, write
+from tests.adapter_support import decoded, running, settings, write
 from tests.broker_support import Broker, Peer, free_ports
 from tests.cli_support import Program, program, run_program
-from tests.cluster_support import until
+from tests.cluster_support import servers, until
 from tests.tcp_proxy import Proxy
 
 HOLD_S = 0.5
@@ -196,7 +196,7 @@ async def test_killed_parent_takes_all_with_it(tmp_path: Path, broker: Broker) -
 
 
 async def test_the_server_comes_back_and_a_reload_reaches_all(tmp_path: Path, broker: Broker, peer: Peer) -> None:
-    """A server that is killed is started again, and the members wait; SIGHUP has all read the configuration again."""
+    """A server that is killed is started again, a member that was ended too; SIGHUP reaches all members."""
     async with simulated() as simulator:
         values = settings(simulator, broker)
         path = write(tmp_path, values)
@@ -214,6 +214,11 @@ async def test_the_server_comes_back_and_a_reload_reaches_all(tmp_path: Path, br
             health = await run_program("health", "-c", path)
             assert (health.process.returncode, health.err) == (0, ["well"])
 
+            ended = members(made)["--member=2"]
+            ended.terminate()
+            await made.line(lambda line: "member main-2 has ended, as somebody told it to" in line, DEADLINE_S)
+            await until(lambda: members(made).get("--member=2") not in {None, ended})
+            await until(lambda: sum("cluster: member main-2/" in line for line in made.err) == 2)
             simulator.add_agent("999")
             values["agents"].append({"work_no": "999", "guid": simulator.guid("999")})
             write(tmp_path, values)
@@ -221,3 +226,22 @@ async def test_the_server_comes_back_and_a_reload_reaches_all(tmp_path: Path, br
             await simulator.wait_for(lambda: simulator.polled("999"), DEADLINE_S)
             await until(lambda: sum("reload: 1 added, 0 removed, 0 changed" in line for line in made.err) == 2)
             await stopped(made)
+
+
+async def test_in_a_fleet_of_others_what_is_not_healed_ends_all(tmp_path: Path, broker: Broker) -> None:
+    """With a section `cluster` the members join that fleet; what would be refused at each start ends all, with 2."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        values = settings(simulator, broker, cluster=nats.settings())
+        path = write(tmp_path, values)
+        other = write(tmp_path, values | {"instance": "other", "storage": {"path": "other.db"}}, "other.yaml")
+        async with running(other) as member:
+            await until(lambda: len(member.app._fleet.pollers) == len(AGENTS))
+            async with program("run", "-c", path, "--processes", "2") as made:
+                await until(lambda: len(member.app._fleet.pollers) < len(AGENTS))
+                await stopped(made)
+            await until(lambda: len(member.app._fleet.pollers) == len(AGENTS))
+            write(tmp_path, values | {"agents": values["agents"][1:]})
+            refused = await run_program("run", "-c", path, "--processes", "2")
+        assert refused.process.returncode == 2
+        assert "member other has another configuration" in "".join(refused.err)
+        assert simulator.violations == []

@@ -44,8 +44,6 @@ from adapter.store.outbox import Outbox, open_as
 
 _log = logging.getLogger(__name__)
 
-RESTART = 75
-"""What a member ends with that is to be started afresh at once."""
 _NOT_HEALED = (2, 3)
 """Exit codes that mean the same at the next start."""
 
@@ -293,7 +291,7 @@ async def _is_left(config: Config) -> bool:
 
 
 async def run(config: Config, count: int) -> None:
-    """Run members until SIGTERM or SIGINT, or until all have ended as they were told to.
+    """Run members until SIGTERM or SIGINT.
 
     Args:
         config: What `load` gave.
@@ -408,20 +406,20 @@ class _Parent:
         while not self._stopping.is_set():
             began_at = time.monotonic()
             code = await member.run_once()
-            if code == RESTART:
-                continue
             if self._stopping.is_set():
                 return 0 if code == -signal.SIGTERM else code  # before it could take the signal
-            if code == 0:
-                _log.warning("member %s has ended, as somebody told it to; the others have its agents", member.name)
-                return 0
-            if first and code in _NOT_HEALED:
+            lived_s = time.monotonic() - began_at
+            if first and lived_s < _WELL_S and code in _NOT_HEALED:
                 self._not_healed = code
                 self._stop()
                 return code
-            if time.monotonic() - began_at > _WELL_S:
+            first = False
+            if code == 0:
+                _log.info("member %s has ended, as somebody told it to, and begins afresh", member.name)
+                continue
+            if lived_s > _WELL_S:
                 pauses = _AGAIN.delays()
-            first, pause_s = False, next(pauses)
+            pause_s = next(pauses)
             fate = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
             _log.error("member %s %s; begins again in %.0f s", member.name, fate, pause_s)
             with contextlib.suppress(TimeoutError):
