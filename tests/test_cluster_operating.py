@@ -10,12 +10,15 @@ import os
 import re
 import subprocess
 import sys
+import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import nkeys  # type: ignore[import-untyped] # it has none
 import pytest
 import yaml
 
@@ -24,7 +27,7 @@ from adapter.cluster.engine import Engine, connect
 from adapter.cluster.membership import Entry, Membership, content_of
 from adapter.cluster.servers import dial, hang_up, heed_cancellation
 from adapter.config import Config, load
-from adapter.errors import ClusterUnavailableError
+from adapter.errors import ClusterUnavailableError, StartError
 from adapter.nats import find_program
 from bench.chaos.parts import Part
 from tests.adapter_support import Running, decoded, settings, start, write
@@ -217,6 +220,55 @@ async def test_a_refused_log_in_ends_a_member(tmp_path: Path) -> None:
     assert (done.process.returncode, done.out) == (1, [])
     assert done.err[-1] == "cluster: log-in refused"
     assert "hunter2" not in "".join(done.err)
+
+
+def _signed(signer: nkeys.KeyPair, subject: nkeys.KeyPair, name: str, what: dict[str, Any]) -> str:
+    """Make a token as NATS knows them: signed with an NKEY."""
+
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    claims = {
+        "jti": uuid.uuid4().hex,
+        "iat": int(time.time()),
+        "iss": signer.public_key.decode(),
+        "sub": subject.public_key.decode(),
+        "name": name,
+        "nats": what | {"version": 2},
+    }
+    body = f"{part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{part(claims)}"
+    return f"{body}.{base64.urlsafe_b64encode(signer.sign(body.encode())).decode().rstrip('=')}"
+
+
+async def test_a_log_in_by_credentials(tmp_path: Path) -> None:
+    """Point 1: a file of NATS credentials is a log-in; one of another account is refused."""
+    kinds = [nkeys.PREFIX_BYTE_OPERATOR, *[nkeys.PREFIX_BYTE_ACCOUNT] * 3, nkeys.PREFIX_BYTE_USER]
+    seeds = [nkeys.encode_seed(os.urandom(32), kind) for kind in kinds]
+    operator, system, account, stranger, user = (nkeys.from_seed(bytearray(seed)) for seed in seeds)
+    limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1) | {"wildcards": True}
+    known = {
+        each.public_key.decode(): _signed(operator, each, "a", {"type": "account", "limits": limits})
+        for each in (system, account)
+    }
+    extra = {
+        "operator": _signed(operator, operator, "o", {"type": "operator"}),
+        "system_account": system.public_key.decode(),
+        "resolver": "MEMORY",
+        "resolver_preload": known,
+    }
+    paths: list[Path] = []
+    for issuer in (account, stranger):
+        token = _signed(issuer, user, "u", {"type": "user", "subs": -1, "data": -1, "payload": -1})
+        paths.append(tmp_path / f"{len(paths)}.creds")
+        marked = {"NATS USER JWT": token, "USER NKEY SEED": bytes(seeds[-1]).decode()}
+        paths[-1].write_text(
+            "".join(f"-----BEGIN {mark}-----\n{text}\n------END {mark}------\n\n" for mark, text in marked.items())
+        )
+    async with server(tmp_path, **extra) as port:
+        url = f"nats://{HOST}:{port}"
+        await dialled(member(tmp_path, url, credentials=str(paths[0])))
+        with pytest.raises(StartError, match="log-in refused"):
+            await dialled(member(tmp_path, url, credentials=str(paths[1])))
 
 
 async def test_servers_that_are_not_there_yet_are_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
