@@ -26,6 +26,7 @@ from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.membership import Entry, Membership, content_of
 from adapter.cluster.servers import dial, hang_up, heed_cancellation
+from adapter.cluster.shares import shares
 from adapter.config import Config, load
 from adapter.errors import ClusterUnavailableError, StartError
 from adapter.nats import find_program
@@ -345,13 +346,19 @@ async def seen(path: Path) -> dict[str, Any]:
     return status
 
 
+def is_settled(running: list[Running]) -> bool:
+    """Say whether each of two members, a and b, polls its share, and nothing is on its way."""
+    assigned = shares([str(101 + number) for number in range(AGENTS)], ["a", "b"])
+    return polled_by(running) == [{each for each, name in assigned.items() if name == member} for member in ("a", "b")]
+
+
 async def test_status(tmp_path: Path, shared_broker: Broker) -> None:
     """Point 6: members with their agents, terms and leases, the servers, what is stored, and who has nobody."""
     async with servers(tmp_path) as nats, simulated() as simulator:
         paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
         none_yet = await invoke_beside("cluster", "status", "-c", paths[0])
         async with members(paths) as running:
-            await until(lambda: all(polled_by(running)) and not set.intersection(*polled_by(running)))
+            await until(lambda: is_settled(running))
             both, table = await seen(paths[0]), await invoke_beside("cluster", "status", "-c", paths[1])
             polled = [len(each) for each in polled_by(running)]
             other = write(tmp_path, json.loads(json.dumps(_values(paths[0]) | {"privacy": {}})), "other.yaml")
@@ -426,7 +433,7 @@ async def test_drain_and_undrain(tmp_path: Path, shared_broker: Broker) -> None:
     async with servers(tmp_path) as nats, simulated() as simulator:
         paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
         async with members(paths) as running:
-            await until(lambda: all(polled_by(running)) and not set.intersection(*polled_by(running)))
+            await until(lambda: is_settled(running))
             drained = await invoke_beside("cluster", "drain", "a", "-c", paths[1])
             after = polled_by(running)[0]
             await until(lambda: len(polled_by(running)[1]) == AGENTS)
@@ -513,7 +520,7 @@ async def test_the_permissions_that_are_shown_are_enough(
         ]
         with Peer(shared_broker, ["agents/#"]) as peer:
             async with members(paths) as running:
-                await until(lambda: all(polled_by(running)) and not set.intersection(*polled_by(running)))
+                await until(lambda: is_settled(running))
                 simulator.emit("101", {"eventType": "AgentState_Ready", "workNo": "101", "content": None})
                 await peer.publish("agents/102/calldata/set", b'{"calldata": "x", "id": "permissions"}')
                 await peer.publish("agents/bridge/request/agents", b"")
