@@ -327,7 +327,7 @@ class Port:
                 result = question()
             except ClusterError as raised:
                 error = raised
-            if not weather.deaf:
+            if not (weather.deaf or self.weather.deaf):
                 world.later(weather.back_s, lambda: answer(result, error))
 
         def answer(result: _T | None, error: ClusterError | None) -> None:

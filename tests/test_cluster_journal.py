@@ -183,6 +183,14 @@ async def test_only_what_is_published_is_tidied_away(tmp_path: Path, monkeypatch
         assert (page.seq, page.outgoing, page.newest) == (2, (), changes[1].outgoing[0].payload)
         assert page.owner == "a/1"
 
+        await journal.commit(event(RECORD, 3))
+        (third,) = await journal.next(10)
+        journal.acknowledge(third.row)
+        await journal.commit(change := event(RECORD, 4))
+        await journal.tidy()
+        kept = [message for page in await pages(engine, "101") for message in Codec.read(page.value).outgoing]
+        assert kept == change.outgoing
+
 
 async def test_the_next_event_tidies_what_is_published(tmp_path: Path) -> None:
     """Point 5: a journal does not grow by what the broker has."""

@@ -18,12 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from adapter import gateway
 from adapter.agent.pace import AFTER_FAILURE_S
 from adapter.cluster import lease, membership
+from adapter.cluster.codec import Codec
 from adapter.cluster.membership import Membership
+from adapter.cluster.shares import assigned
 from adapter.config import Config, load
 from tests.adapter_support import write
 from tests.cluster_support import KEY
 from tests.hypothesis_support import patient
-from tests.lease_model_support import Port, Process, Servers, Weather, World, WrongError
+from tests.lease_model_support import Port, Process, Servers, Value, Weather, World, WrongError
 
 HOLD_S = 1.0
 NAMES = ("a", "b", "c")
@@ -88,6 +90,16 @@ class Fleet(RuleBasedStateMachine):
         """Have one member's network become slow, and then cut it off for longer than its lease."""
         self._one(place).meet(Weather(back_s=back_s))
         self.world.run(seconds)
+        self._one(place).meet(Weather(lost=True))
+        self.world.run(self.world.terms.length_s * (1 + lease._DRIFT) + 2.0)
+
+    @rule(place=st.integers(0, 2), seconds=st.floats(1.0, 3.0), moment=st.floats(0.0, 0.7))
+    def cut_off_again(self, place: int, seconds: float, moment: float) -> None:
+        """Have one member hear nothing, then for a moment everything, and then nothing for longer than its lease."""
+        self._one(place).meet(Weather(deaf=True))
+        self.world.run(seconds)
+        self._one(place).meet(Weather())
+        self.world.run(moment)
         self._one(place).meet(Weather(lost=True))
         self.world.run(self.world.terms.length_s * (1 + lease._DRIFT) + 2.0)
 
@@ -223,7 +235,7 @@ def check(config: Config, how: settings) -> None:
     run_state_machine_as_test(Tried, settings=how)
 
 
-WHOLE = settings(patient, max_examples=40, stateful_step_count=20)
+WHOLE = settings(patient, max_examples=25, stateful_step_count=20)
 FIRST = settings(
     patient, max_examples=300, stateful_step_count=12, phases=[Phase.generate], derandomize=True, database=None
 )
@@ -271,6 +283,36 @@ def test_who_is_no_member_strikes_nobody_out(config: Config) -> None:
 
     assert list(world.processes.values()) == [world.processes[1], second]
     assert second.membership.term.lease.holds(second.loop.time())
+    world.close()
+
+
+def test_a_claim_of_which_nobody_knows_is_given_up(config: Config) -> None:
+    """Point 4: an agent that was claimed without its new owner hearing of it gets to whose share it is by then."""
+    world = World(config, seed=0)
+    second = next(name for name in map(str, range(99)) if assigned("101", ["a", name]) == name)
+    third = next(name for name in map(str, range(99)) if assigned("101", ["a", second, name]) == name != second)
+    world.start("a", rate=1.0, offset_s=0.0)
+    world.run(3.0)
+    claimant = world.start(second, rate=1.0, offset_s=0.0)
+    watch = world.servers.watch
+
+    def cut(key: str, before: Value | None, value: bytes | None) -> None:
+        watch(key, before, value)
+        if key == "agent.101" and Codec.read(value or b"").owner == claimant.pages.owner:
+            claimant.meet(Weather(deaf=True))
+
+    world.servers.watch = cut
+    while not claimant.port.weather.deaf:
+        world.run(0.1)
+    world.servers.watch = watch
+    world.start(third, rate=1.0, offset_s=0.0)
+    world.run(2.2)
+    claimant.meet(Weather())
+    world.run(12.0)
+
+    owner, at = world.gateway.polled_at["101"]
+    assert owner.startswith(f"{third}/")
+    assert at > world.now - 1.0
     world.close()
 
 
