@@ -48,7 +48,10 @@ class Runs:
         before = {work_no: len(self._simulator.polls(work_no)) for work_no in AGENTS}
         guids = {work_no: self._simulator.guid(work_no) for work_no in AGENTS}
         async with program("run", "-c", self._path, *options) as made:
-            await self.polled(before)
+            try:
+                await self.polled(before)
+            except TimeoutError as error:
+                raise AssertionError("\n".join(made.err[-60:])) from error
             first = {work_no: self._simulator.polls(work_no)[before[work_no]].guid for work_no in AGENTS}
             assert first == guids, made.err
             await self.emit()
