@@ -54,7 +54,11 @@ class Runs:
                 raise AssertionError("\n".join(made.err[-60:])) from error
             first = {work_no: self._simulator.polls(work_no)[before[work_no]].guid for work_no in AGENTS}
             assert first == guids, made.err
-            await self.emit()
+            try:
+                await self.emit()
+            except TimeoutError as error:
+                waiting = [work_no for work_no in AGENTS if not self._simulator.drained(work_no)]
+                raise AssertionError("\n".join([f"not taken: {waiting}", *made.err[-60:]])) from error
             yield made
 
     async def polled(self, before: dict[str, int]) -> None:
