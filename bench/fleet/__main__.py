@@ -19,7 +19,7 @@ from bench.fleet.stage import Setting, Stage
 from bench.support import BenchError, end_by_signal, raise_file_limit, table
 
 _AWAY_S = 30.0
-_SHORT = "kill leader both stop burst partition drain rolling"
+_SHORT = "kill leader both stop burst partition split drain"
 """What the short form does."""
 
 
