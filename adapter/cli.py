@@ -87,7 +87,7 @@ def run(path: Path, processes: int | None, member: int | None) -> None:
 
     # httpx imports a command line of its own where it can, with rich and pygments: 6 MB that nothing here uses.
     sys.modules["httpx._main"] = None  # type: ignore[assignment] # what Python takes for "not to be had"
-    from adapter import logs
+    from adapter import app, logs
     from adapter.config import Config, load
 
     # Until the running program takes it: it would end one that is still starting, which reads the file anyway.
@@ -102,8 +102,6 @@ def run(path: Path, processes: int | None, member: int | None) -> None:
     if orders is None and processes is not None:
         _run(_fleet().run(config, processes))
         return
-    from adapter import app
-
     if orders is None and config.storage.fleet.is_dir() and _fleet().left_behind(config):
         _run(_fleet().bring_back(config))
     if _run(app.run(config, control=lambda running: setattr(running, "read", read))) == "restart":

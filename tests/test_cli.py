@@ -29,7 +29,7 @@ from tests.cli_support import COMMAND, invoke, invoke_beside, json_line, one_lin
 
 COMMANDS = {
     "demo": {"--agents", "--port", "--duration", "--no-browser", "--config-out"},
-    "run": {"--config"},
+    "run": {"--config", "--processes"},
     "check": {"--config", "--online", "--username", "--password-file"},
     "watch": {"--config", "--broker", "--prefix", "--username", "--password-file"},
     "calldata": {"--config", "--ttl", "--username", "--password-file"},
@@ -641,7 +641,7 @@ def test_storage_in_use_is_exit_3(tmp_path: Path) -> None:
 def test_an_error_of_the_running_program_is_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operating system's error that nobody turned into one of ours is one line all the same."""
 
-    async def fail(_config: object) -> app.Ending:
+    async def fail(_config: object, **_options: object) -> app.Ending:
         await asyncio.sleep(0)
         raise PermissionError(13, "Permission denied", "/somewhere")
 

@@ -22,6 +22,7 @@ _RECONNECT_S = 0.25
 _PING_S = 1.5
 """How often a server is asked whether it is still there; twice in vain, and another one is taken."""
 _CLOSE_S = 1.0
+_TRIES = 3
 _REFUSED = "authorization violation"
 _DENIED = "permissions violation"
 
@@ -39,7 +40,9 @@ class _Secured(Client):
 
 
 async def dial(config: ClusterConfig, name: str) -> Client:
-    """Connect to the first server that answers, each tried for 2 s.
+    """Connect to the first server that answers, each tried for 2 s; once more where one hangs up.
+
+    One that refuses the log-in says so and hangs up: with what was sent meanwhile unread, its words may be lost.
 
     Args:
         config: Where they are.
@@ -50,6 +53,17 @@ async def dial(config: ClusterConfig, name: str) -> Client:
         ClusterUnavailableError: None answers.
     """
     logging.getLogger("asyncio").addFilter(_is_no_end_over_tls)
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(_HungUpError):
+            return await _dial_once(config, name)
+    return await _dial_once(config, name)
+
+
+class _HungUpError(ClusterUnavailableError):
+    """A server hung up, and did not say why."""
+
+
+async def _dial_once(config: ClusterConfig, name: str) -> Client:
     client = _Secured()
     told: dict[str, str] = {}
 
@@ -82,6 +96,8 @@ async def dial(config: ClusterConfig, name: str) -> Client:
         reason = told.get("last") or reason_of(err)
         if _REFUSED in reason.lower():
             raise StartError("cluster: log-in refused", exit_code=1) from err
+        if isinstance(err, ConnectionResetError):
+            raise _HungUpError(reason) from err
         raise ClusterUnavailableError(reason) from err
     client.options["allow_reconnect"] = True
     return client

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,11 @@ class Node(Part):
         super().__init__(f"n{number}", [*place.prefix, str(find_program()), "-c", str(path)], directory)
 
     def freeze(self) -> None:
-        """Stop its clock, so to speak."""
+        """Stop its clock, so to speak; returns when it stands still."""
         self.send(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(_LOOK_S)
 
     def thaw(self) -> None:
         """Let it go on."""
