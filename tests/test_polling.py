@@ -131,10 +131,10 @@ async def test_p5_pause_after_every_kind_of_failure(tmp_path: Path, shared_broke
 
         for name, work_no in agents.items():
             first, second, after_good, anew = pauses(here.simulator.polls(work_no))[:4]
-            assert 1.0 < first < 1.6, name
+            assert 1.0 < first < 2.0, name  # what P5 says; a busy machine adds to what was drawn
             assert 1.45 < second < 2.3, name
             assert 0.2 <= after_good < 1.0, name
-            assert 1.0 < anew < 1.6, name
+            assert 1.0 < anew < 2.0, name
             attempts = [payload["attempt"] for payload in here.on(work_no, "session") if "attempt" in payload]
             assert attempts == [1, 2, 1], name
             assert here.on(work_no, "session")[-1]["phase"] == "polling"
