@@ -55,6 +55,7 @@ _FOREIGN: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "workNo": {"description": "The agent's work number: 1 to 64 of A-Z a-z 0-9 _ -, and not bridge."},
+    "instance": {"description": "The member's instance, which no other member of its fleet has."},
     "objectId": {"description": "ccgateway2mqtt_<instance>_<workNo>, or ccgateway2mqtt_<instance>_bridge."},
     "page": {"description": "The page of the roster, from 1; it holds up to 200 agents."},
     "request": {"description": "What is asked for.", "enum": list(REQUESTS)},

@@ -16,6 +16,7 @@ REQUESTS: Final = get_args(RequestName)
 """The requests that the adapter answers."""
 
 _TOPICS = Topics("agents")
+_MEMBER = "{instance}"
 _AGENT = "{workNo}"
 _HOME_ASSISTANT = "homeassistant"
 
@@ -167,6 +168,35 @@ CHANNELS: Final = (
         address=_TOPICS.response("{response}"),
         what="The answer to a request; agents gives one for each page.",
         messages=("response",),
+    ),
+    Channel(
+        name="memberAvailability",
+        address=_TOPICS.member(_MEMBER, "availability"),
+        what="Whether this member of a fleet is connected; its last will says offline.",
+        messages=("availability",),
+        retain=True,
+    ),
+    Channel(
+        name="memberInfo",
+        address=_TOPICS.member(_MEMBER, "info"),
+        what="What runs as this member.",
+        messages=("info",),
+        retain=True,
+    ),
+    Channel(
+        name="memberHealth",
+        address=_TOPICS.member(_MEMBER, "health"),
+        what="How this member is, every 60 s.",
+        messages=("health",),
+        retain=True,
+        qos=0,
+    ),
+    Channel(
+        name="memberMark",
+        address=_TOPICS.member(_MEMBER, "mark"),
+        what="This member's mark, as bridgeMark.",
+        messages=("mark",),
+        retain=True,
     ),
     Channel(
         name="discovery",

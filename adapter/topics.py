@@ -78,6 +78,10 @@ class Topics:
         """Name a topic of the adapter itself: ``availability info health mark log``."""
         return f"{self.prefix}/{BRIDGE}/{name}"
 
+    def member(self, instance: str, name: str) -> str:
+        """Name a topic of one member of a fleet: ``availability info health mark``."""
+        return f"{self.prefix}/{BRIDGE}/member/{instance}/{name}"
+
     def roster(self, page: int) -> str:
         """Name a page of the roster (retained); pages count from 1."""
         return f"{self.prefix}/{BRIDGE}/agents/{page}"

@@ -18,6 +18,7 @@ from adapter import asyncapi, channels, contracts
 from adapter.agent.presence import Timing
 from tests.asyncapi_support import DOCUMENT, Record, Sent, hold, promise_of, promises
 from tests.broker_support import Broker, Peer
+from tests.cluster_support import servers
 from tests.stage_support import staged
 from tests.tcp_proxy import Proxy
 
@@ -43,6 +44,22 @@ SEEN_IN_A_RUN = {
     ("bridgeResponse", "response"),
     ("discovery", "discovery"),
     ("discovery", "empty"),
+}
+SEEN_OF_A_MEMBER = {
+    ("event", "event"),
+    ("events", "event"),
+    ("state", "state"),
+    ("session", "session"),
+    ("availability", "availability"),
+    ("bridgeAvailability", "availability"),
+    ("bridgeInfo", "info"),
+    ("bridgeAgents", "roster"),
+    ("bridgeHealth", "health"),
+    ("bridgeResponse", "response"),
+    ("memberAvailability", "availability"),
+    ("memberInfo", "info"),
+    ("memberHealth", "health"),
+    ("memberMark", "mark"),
 }
 
 
@@ -88,7 +105,7 @@ def test_its_schemas_stay_within_what_asyncapi_knows() -> None:
 def test_the_topics_are_those_of_the_documentation() -> None:
     """docs/topics.md says the same of every topic: direction, retain and QoS."""
     rows = re.findall(
-        r"^\| \[`([^`]+)`\]\([^)]*\) \| (in|out) \| (yes|no|–) \| ([01]) \|",  # noqa: RUF001 - the table's dash
+        r"^\| \[?`([^`]+)`(?:\]\([^)]*\))? \| (in|out) \| (yes|no|–) \| ([01]) \|",  # noqa: RUF001 - the table's dash
         (ROOT / "docs/topics.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
@@ -176,9 +193,39 @@ async def test_what_the_adapter_does_is_what_it_says(tmp_path: Path, shared_brok
     assert unknown["reason"] == f"unknown request; expected one of {', '.join(channels.REQUESTS)}"
 
 
+async def test_what_a_member_does_is_what_it_says(tmp_path: Path, shared_broker: Broker) -> None:
+    """Section 10: its own topics and the fleet's, over both connections; each message and both wills, to the flags."""
+    record = Record()
+    async with (
+        servers(tmp_path) as nats,
+        staged(tmp_path, shared_broker, agents=("101", "102")) as stage,
+        Proxy(shared_broker.ports["mqtt"]) as proxy,
+    ):
+        proxy.up = record.take
+        values = {"instance": "a", "mqtt": {"url": proxy.url, "protocol": "5"}, "cluster": nats.settings()}
+        async with stage.running(timing=Timing(mark_s=0.1), **values):
+            await stage.polling("101")
+            stage.simulator.emit_sample("101", "AgentState_Ready")
+            for rest in ("101/events", "bridge/health", "bridge/member/a/health", "bridge/member/a/mark"):
+                await stage.wait(rest)
+            await stage.wait("bridge/info", instance="test")
+            await stage.send("bridge/request/agents", {"id": "r"})
+            await stage.wait("bridge/response/agents", id="r")
+
+        assert hold(record.sent, stage.prefix) == SEEN_OF_A_MEMBER
+    listened = {topic for topic in record.subscribed if not promise_of(topic, stage.prefix).sends}
+    assert listened == {stage.topic(rest) for rest in ("+/calldata/set", "+/session/set", "bridge/request/+")}
+    assert [promise_of(will.topic, stage.prefix).name for will in record.wills] == [
+        "memberAvailability",
+        "bridgeAvailability",
+    ]
+    assert {(will.payload, will.retain, will.qos) for will in record.wills} == {(b"offline", True, 1)}
+
+
 def test_a_run_shows_every_topic() -> None:
-    """What a run is held against leaves out no topic where the adapter sends."""
-    assert {channel for channel, _ in SEEN_IN_A_RUN} == {each.name for each in promises().values() if each.sends}
+    """What runs are held against leaves out no topic where the adapter sends."""
+    seen = {channel for channel, _ in SEEN_IN_A_RUN | SEEN_OF_A_MEMBER}
+    assert seen == {each.name for each in promises().values() if each.sends}
 
 
 @pytest.mark.parametrize(

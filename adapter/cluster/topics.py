@@ -13,11 +13,11 @@ class MemberTopics(Topics):
     """The topics below one prefix, as a member uses them.
 
     Attributes:
-        member: Its name.
+        instance: Its name.
     """
 
-    member: str = ""
+    instance: str = ""
 
     def bridge(self, name: str) -> str:
         """Name a topic of this member, or one of the fleet that all members write."""
-        return f"{self.prefix}/bridge/member/{self.member}/{name}" if name in _OWN else f"{self.prefix}/bridge/{name}"
+        return self.member(self.instance, name) if name in _OWN else Topics.bridge(self, name)
