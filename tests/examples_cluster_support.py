@@ -17,7 +17,7 @@ import nats.errors
 import yaml
 from cryptography import x509
 
-from adapter.config import ClusterConfig
+from adapter.config import ClusterConfig, Config
 from adapter.nats import find_program
 from bench.chaos.parts import Part, free_port
 from tests.cluster_support import READY_S
@@ -112,6 +112,14 @@ async def ready(config: ClusterConfig, parts: Sequence[Part]) -> None:
                     await engine._client.jetstream().account_info()
                     return
                 await asyncio.sleep(_LOOK_S)
+
+
+async def unwell(config: Config) -> list[str]:
+    """List what `check --online` finds wrong with the servers."""
+    from adapter.doctor.cluster import look_at_cluster  # noqa: PLC0415 - as above
+
+    assert config.cluster is not None
+    return [str(each) for each in await look_at_cluster(config, config.cluster) if each.verdict != "ok"]
 
 
 async def refused(url: str, **options: Any) -> bool:  # noqa: ANN401 - nats-py's own

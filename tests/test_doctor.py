@@ -238,13 +238,14 @@ async def test_a_fleet(tmp_path: Path, simulator: Simulator, shared_broker: Brok
     away = await looked()
 
     assert [finding.place for finding in first] == [f"cluster {name}" for name in LOOKS]
-    assert [finding.verdict for finding in first] == ["warning", "ok", "ok", "ok"]
+    assert [finding.verdict for finding in first] == ["warning", "warning", "ok", "ok"]
     assert first[0].text == "logged in at it, without TLS"
+    assert first[1].text == "there, 0 MB stored; takes messages of 1 MB, and an event may be larger"
     assert first[3].text == "none yet"
     assert (few[2].verdict, few[2].text) == ("failed", "3, of 1 servers that tell of one another")
     assert again[0].text.startswith("logged in at 1 of 2; ")
     assert again[3].text == "none yet"
-    assert [finding.verdict for finding in member[1:]] == ["ok", "ok", "ok"]
+    assert [finding.verdict for finding in member[2:]] == ["ok", "ok"]
     assert member[2].text == "stored on 1 servers, cluster.replicas is 1"
     assert member[3].text.startswith("a (")
     assert copies[2].verdict == "failed"

@@ -29,6 +29,7 @@ from tests.examples_cluster_support import (
     refused,
     run_servers,
     secret_names,
+    unwell,
     write_secrets,
 )
 from tests.examples_support import EXAMPLES, ROOT, Broker, connected, make_credentials, replace
@@ -293,15 +294,15 @@ async def test_the_fleet_runs(
     places = Places(tmp_path)
     for path in paths:
         place(path.parent, places, broker, simulator)
-    config = loaded(paths[0], "adapter-1").cluster
-    assert config is not None
+    config = loaded(paths[0], "adapter-1")
+    assert config.cluster is not None
     for number in range(SERVERS):
         (tmp_path / f"server-{number}").mkdir()
         shutil.copy(files[0] / "passwords.conf", tmp_path / f"server-{number}")
 
     environments = [{"SERVER_NAME": name} for name in NATS]
     async with run_servers(places, server_confs(places, files[0]), environments) as parts:
-        await ready(config, parts)
+        await ready(config.cluster, parts)
         health = urlsplit(SERVICES[NATS[0]]["healthcheck"]["test"][-1])
         async with httpx.AsyncClient() as client:
             for port in places.monitors:
@@ -314,6 +315,7 @@ async def test_the_fleet_runs(
                     patch.setenv("INSTANCE", name)
                     running.append(await start(path))
             await until(lambda: polled(running) == ["101", "102"])
+            assert await unwell(config) == []
             with connected(broker, "dashboard") as dashboard:
                 dashboard.subscribe("agents/+/events", "agents/bridge/member/+/availability")
                 simulator.emit_sample("101", "AgentState_Ready")

@@ -35,6 +35,7 @@ from tests.examples_cluster_support import (
     refused,
     run_servers,
     secret_names,
+    unwell,
     write_secrets,
 )
 from tests.examples_support import EXAMPLES, ROOT, free_port, replace
@@ -485,19 +486,20 @@ async def test_a_member_runs_on_the_servers(
     path.write_text(replace(path.read_text(encoding="utf-8"), replacements), encoding="utf-8")
     shutil.copy(str(gateway.ca_file), path.parent / "gateway-ca.pem")
     monkeypatch.setenv("POD_NAME", "ccgateway2mqtt-0")
-    config = load(path).cluster
-    assert config is not None
+    config = load(path)
+    assert config.cluster is not None
 
     confs = [chart(number, places, files[0]) for number in range(SERVERS)]
     async with run_servers(places, confs, [environment] * SERVERS) as parts:
-        await ready(config, parts)
+        await ready(config.cluster, parts)
         async with running(path) as member, httpx.AsyncClient() as client:
             await until(lambda: set(member.app._fleet.pollers) == {"101", "102"})
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 answer = await client.get(f"http://127.0.0.1:{port}{ADAPTER[probe]['httpGet']['path']}")
                 assert answer.status_code == 200
+            assert await unwell(config) == []
         tls = ssl.create_default_context(cafile=files[0] / "nats-ca.pem")
-        for url in config.urls:
+        for url in config.cluster.urls:
             assert await refused(url, tls=tls)
             assert await refused(url, tls=tls, user="adapter", password="p")  # noqa: S106 - is to be wrong
-            assert not await refused(url, tls=tls, user="adapter", password=config.password)
+            assert not await refused(url, tls=tls, user="adapter", password=config.cluster.password)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import nats.errors
 
+from adapter.answer import MAX_ANSWER_BYTES
 from adapter.cluster import status
 from adapter.cluster.servers import dial, hang_up, reason_of
 from adapter.config import ClusterConfig, Config
@@ -18,6 +19,8 @@ from adapter.errors import ClusterUnavailableError, StartError
 _ASK_S = 5.0
 _NAME = "ccgateway2mqtt-check"
 _MIB = 1024 * 1024
+_PAGE_BYTES = 2 * MAX_ANSWER_BYTES
+"""More than a page of a journal takes: an answer's event, and the agent as it is."""
 
 
 class _Error(msgspec.Struct):
@@ -70,7 +73,7 @@ async def _look_inside(config: Config, cluster: ClusterConfig) -> list[Finding]:
         client = await dial(cluster, _NAME)
         try:
             answer = await client.request("$JS.API.INFO", timeout=_ASK_S)
-            servers = len(client.servers)
+            servers, limit_bytes = len(client.servers), client.max_payload
         finally:
             await hang_up(client)
     except (ClusterUnavailableError, nats.errors.Error, OSError) as error:
@@ -78,7 +81,7 @@ async def _look_inside(config: Config, cluster: ClusterConfig) -> list[Finding]:
     account = msgspec.json.decode(answer.data, type=_Account)
     if account.error is not None:
         return [Finding("failed", place, account.error.description, "allow it to the account of this user")]
-    findings = [Finding("ok", place, f"there, {account.storage // _MIB} MB stored")]
+    findings = [_jetstream(account.storage, limit_bytes)]
     try:
         fleet = await status.look(config)
     except StartError as error:
@@ -87,6 +90,15 @@ async def _look_inside(config: Config, cluster: ClusterConfig) -> list[Finding]:
             return [*findings, Finding("failed", "cluster members", str(error).removeprefix("cluster: "), remedy)]
         return [*findings, _room(cluster, servers), Finding("ok", "cluster members", "none yet")]
     return [*findings, _copies(cluster, fleet), _members(fleet)]
+
+
+def _jetstream(stored_bytes: int, limit_bytes: int) -> Finding:
+    """Look at what is stored, and at how large a message may be."""
+    place, text = "cluster JetStream", f"there, {stored_bytes // _MIB} MB stored"
+    if limit_bytes < _PAGE_BYTES:
+        text += f"; takes messages of {limit_bytes / _MIB:.3g} MB, and an event may be larger"
+        return Finding("warning", place, text, "max_payload: 8MB in the configuration of each server")
+    return Finding("ok", place, text)
 
 
 def _room(cluster: ClusterConfig, servers: int) -> Finding:
