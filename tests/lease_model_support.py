@@ -166,6 +166,7 @@ class Weather:
         lost: Whether requests do not arrive.
         deaf: Whether answers do not.
         stale_s: How old what some followers say is; others are as new as who leads.
+        led_s: How old what one says that led, and was cut off; others know it.
         tells: Whether a lost request is known to be lost at once.
     """
 
@@ -174,6 +175,7 @@ class Weather:
     lost: bool = False
     deaf: bool = False
     stale_s: float = 0.0
+    led_s: float = 0.0
     tells: bool = False
 
     @property
@@ -302,9 +304,10 @@ class Port:
 
     async def _read_newest(self, key: str) -> Stored | None:
         def read() -> Stored | None:
-            if not self._world.servers.quorum:
+            ago_s = self._world.either(0.0, self.weather.led_s)
+            if not (ago_s or self._world.servers.quorum):
                 raise ClusterUnavailableError("nobody leads")
-            found = self._world.servers.newest(key)
+            found = self._world.servers.newest(key, ago_s)
             return None if found is None else _stored(found)
 
         return await self._ask(read)

@@ -13,7 +13,7 @@ from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
 from adapter.cluster.membership import Membership, content_of
 from adapter.config import Config, load
-from adapter.errors import StartError
+from adapter.errors import ClusterUnavailableError, StartError
 from tests.adapter_support import write
 from tests.cluster_journal_support import config_of, engine_of
 from tests.cluster_support import KEY, servers, until
@@ -79,9 +79,9 @@ async def test_a_process_that_starts_again_is_a_member_at_once(tmp_path: Path, c
 
         async with asyncio.timeout(LEASE_S - 1.0):
             await after.enlist()
-
-        assert await after.is_alive(after.term.owner)
-        assert not await after.is_alive(before.term.owner)
+        async with kept(after):
+            assert await after.is_alive(after.term.owner)
+            assert not await after.is_alive(before.term.owner)
 
 
 async def test_who_was_struck_out_begins_another_term(tmp_path: Path, config: Config) -> None:
@@ -133,8 +133,37 @@ async def test_a_lease_that_cannot_be_read_is_a_lease(tmp_path: Path, config: Co
         await membership.enlist()
         await engine.enlist("newer", b'{"another": "version"}')
 
-        assert await membership.is_alive("newer/1")
-        assert not await membership.is_alive("nobody/1")
+        async with kept(membership):
+            assert await membership.is_alive("newer/1")
+            assert not await membership.is_alive("nobody/1")
+
+
+async def test_an_owner_that_was_not_seen_is_not_gone(tmp_path: Path, config: Config) -> None:
+    """Point 3: only what was seen since the question counts; without a quorum nobody is gone."""
+    async with servers(tmp_path, 3) as nats, engine_of(config_of(nats)) as engine:
+        here, new = member(engine, config, "here"), member(engine, replace(config, instance="b"), "there")
+        await here.enlist()
+        async with kept(here):
+            await until(lambda: here._shown > 0)
+            await new.enlist()
+            assert "b" not in here.others
+            assert await here.is_alive(new.term.owner)
+            await asyncio.gather(*(node.kill() for node in nats.nodes[1:]))
+            with pytest.raises(ClusterUnavailableError, match="nobody/1 is gone is not known"):
+                await here.is_alive("nobody/1")
+
+
+async def test_an_owner_that_is_gone_is_asked_for_once(tmp_path: Path, config: Config) -> None:
+    """Point 3: a term never comes back, so who is gone costs one renewal, however many agents it had."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        membership = member(engine, config, "here")
+        await membership.enlist()
+        async with kept(membership):
+            assert not await membership.is_alive("nobody/1")
+        renewals = membership._entry.count
+
+        assert not await membership.is_alive("nobody/1")  # by nobody who would renew
+        assert membership._entry.count == renewals
 
 
 async def test_who_leaves_is_gone_at_once(tmp_path: Path, config: Config) -> None:

@@ -37,6 +37,7 @@ WEATHERS = st.builds(
     lost=st.booleans(),
     deaf=st.booleans(),
     stale_s=st.sampled_from([0.0, 0.0, 0.3, 2.0, 9.0]),
+    led_s=st.sampled_from([0.0, 0.0, 0.3, 1.2]),
     tells=st.booleans(),
 )
 
@@ -55,15 +56,23 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.world = World(self.config, seed=0)
 
-    @initialize(seed=st.integers(0, 99), ticks=st.lists(st.sampled_from([-1, 0, 1]), min_size=3, max_size=3))
-    def begin(self, seed: int, ticks: list[int]) -> None:
-        """Start three members, whose clocks differ by as much as they may."""
+    @initialize(
+        seed=st.integers(0, 99),
+        ticks=st.lists(st.sampled_from([-1, 0, 1]), min_size=3, max_size=3),
+        behind_s=st.sampled_from([0.0, 0.0, 0.3, 1.2]),
+        slow_s=st.sampled_from([0.002, 0.05, 0.3]),
+    )
+    def begin(self, seed: int, ticks: list[int], behind_s: float, slow_s: float) -> None:
+        """Start three members, whose clocks differ by as much as they may, on servers that were just cut off."""
         self.world = Fleet.newest = World(self.config, seed=seed)
         faster = math.sqrt(1 + (lease._DRIFT if self.drift is None else self.drift))
         for place, (name, tick) in enumerate(zip(NAMES, ticks, strict=True)):
-            self.world.start(name, rate=faster**tick, offset_s=1000.0 * place + 17.3)
+            process = self.world.start(name, rate=faster**tick, offset_s=1000.0 * place + 17.3)
+            process.meet(Weather(to_s=0.002 if place else slow_s, stale_s=behind_s, led_s=behind_s))
             self.world.run(0.13)
-        self.world.run(4.0)
+        self.world.run(2.0)
+        self._mend()
+        self.world.run(2.0)
 
     def _one(self, place: int) -> Process:
         processes = list(self.world.processes.values())
@@ -390,6 +399,28 @@ def claim_without_asking(spoil: pytest.MonkeyPatch) -> None:
     spoil.setattr(Membership, "is_alive", is_alive)
 
 
+def ask_who_leads(spoil: pytest.MonkeyPatch) -> None:
+    """Believe who leads, or did a moment ago, that an owner is gone."""
+
+    async def is_alive(self: Membership, owner: str) -> bool:
+        name, _, term = owner.rpartition("/")
+        found = await self._engine.member(name)
+        entry = None if found is None else membership.entry_of(found.value)
+        return entry is not None and entry.term == term
+
+    spoil.setattr(Membership, "is_alive", is_alive)
+
+
+def believe_any_look(spoil: pytest.MonkeyPatch) -> None:
+    """Take an owner for gone that was not seen."""
+
+    async def is_alive(self: Membership, owner: str) -> bool:
+        name, _, term = owner.rpartition("/")
+        return name in self.others and self.others[name].term == term
+
+    spoil.setattr(Membership, "is_alive", is_alive)
+
+
 def claim_over_anything(spoil: pytest.MonkeyPatch) -> None:
     """Append to a journal behind whatever is there."""
     write = Servers.write
@@ -409,6 +440,8 @@ def claim_over_anything(spoil: pytest.MonkeyPatch) -> None:
         poll_to_the_end,
         strike_whatever_is_there,
         claim_without_asking,
+        ask_who_leads,
+        believe_any_look,
         claim_over_anything,
     ],
 )

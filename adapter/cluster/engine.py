@@ -193,7 +193,7 @@ class Engine:
         await _asked(self._members.delete(name, last=revision))
 
     async def members(self) -> dict[str, Stored]:
-        """Read all leases, as one of the servers knows them: perhaps not the very newest.
+        """Read all leases, as one of the servers knows them: perhaps not the very newest, but all of one moment.
 
         Raises:
             ClusterUnavailableError: They could not be read.
@@ -222,20 +222,26 @@ class Engine:
         return await self._last(f"KV_{self._bucket}", f"$KV.{self._bucket}.{name}")
 
     async def _direct(self, stream: str, request: bytes) -> AsyncIterator[Msg]:
-        inbox = self._client.new_inbox()
+        """Ask for several messages at once; each names the one that was sent before it."""
+        inbox, before = self._client.new_inbox(), "0"
         try:
             answers = await self._client.subscribe(inbox)
             try:
                 await self._client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
                 while True:
                     message = await _waited(answers.next_msg(timeout=_ANSWER_S))
-                    status = (message.headers or {}).get("Status")
-                    if status is None:
-                        yield message
-                    elif status in ("204", str(_NOT_FOUND)):
+                    headers = message.headers or {}
+                    status = headers.get("Status")
+                    if status == str(_NOT_FOUND) and before == "0":
                         return
-                    else:
+                    if status not in {None, "204"}:
                         raise ClusterUnavailableError(f"status {status}")
+                    if headers.get("Nats-Last-Sequence") != before:
+                        raise ClusterUnavailableError("an answer with a hole")
+                    if status is not None:
+                        return
+                    before = headers["Nats-Sequence"]
+                    yield message
             finally:
                 await answers.unsubscribe()
         except nats.errors.Error as err:

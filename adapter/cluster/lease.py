@@ -12,6 +12,7 @@ The gateway cannot tell an old owner from a new one, so only time keeps their po
 3. A member is struck out by deleting its lease at the very revision that was seen last. From then on it cannot be
    renewed: its holder finds that it was struck out and owns nothing, or renewed before and was not.
 4. Who saw nothing for a while judges nobody: it may be that nobody could renew.
+5. Who is not seen is gone only where that is sure to be new: see `membership`.
 """
 
 from collections.abc import Mapping

@@ -8,6 +8,9 @@ enlist -> renew, look at the others, strike out who is gone -> ... -> leave
 
 Rules of this file: a lease that could not be renewed in time is not over before somebody has struck it out; until that
 is known nothing is polled and nothing given up. Who was struck out begins anew, with another term and no agents.
+A server may say what was true a while ago, also one that leads, or led: it may have been cut off. So nobody is taken
+for gone who was only not seen: what was seen has to hold a renewal of our own that was asked for since, and with it all
+that was written before. A term that is gone never comes back.
 """
 
 import asyncio
@@ -38,6 +41,10 @@ _log = logging.getLogger(__name__)
 _SILENT_S = 4.0
 """How long renewing the lease may fail before another server is asked: one that is cut off from the others does not say
 so. Choosing another leader may take as long."""
+_PROOF_S = 2.0
+"""How long it may take to find out that an owner is gone, before that counts as not known."""
+_REMEMBERED = 1000
+"""So many owners that are gone are remembered; one that is not costs another renewal."""
 _TELL_S = 1.0
 """How long a member that leaves waits until the others can know it, before it hands its agents over."""
 
@@ -151,6 +158,10 @@ class Membership:
         self._asked_at: dict[int, float] = {}
         self._silent_since: float | None = None
         self._at_once = asyncio.Event()
+        self._looked = asyncio.Event()
+        self._unreadable: set[str] = set()
+        self._shown = -1
+        self._gone: set[str] = set()
         self._told = asyncio.Event()
         self._ends = False
         self._turned = False
@@ -322,7 +333,10 @@ class Membership:
         others = {name: entry for name, stored in found.items() if (entry := entry_of(stored.value)) is not None}
         if _outline(others) != _outline(self.others):
             self.changed.set()
-        self.others = others
+        self.others, self._unreadable = others, found.keys() - others.keys()
+        ours = others.get(self.name)
+        self._shown = -1 if ours is None or ours.term != self._entry.term else ours.count
+        self._looked.set()
 
     async def _strike(self, name: str, revision: int) -> None:
         try:
@@ -330,7 +344,8 @@ class Membership:
         except ClusterConflictError:
             return  # it is alive, or somebody else was first
         _log.warning("cluster: member %s is gone; its agents are taken over", name)
-        self.others.pop(name, None)
+        if (struck_out := self.others.pop(name, None)) is not None:
+            self._bury(f"{name}/{struck_out.term}")
         self.changed.set()
 
     async def _begin_again(self) -> None:
@@ -342,17 +357,37 @@ class Membership:
         await self.enlist()
 
     async def is_alive(self, owner: str) -> bool:
-        """Say whether an owner still has its lease, by the server that leads.
+        """Say whether an owner still has its lease, or had a moment ago; `False` is for good.
 
         Raises:
-            ClusterUnavailableError: Nobody says.
+            ClusterUnavailableError: That is not known.
         """
         name, _, term = owner.rpartition("/")
-        found = await self._engine.member(name)
-        if found is None:
-            return False
-        entry = entry_of(found.value)
-        return entry is None or entry.term == term  # what cannot be read may be of a newer version
+        asked = self._entry.count
+        try:
+            async with asyncio.timeout(_PROOF_S):
+                while owner not in self._gone:
+                    entry = self.others.get(name)
+                    if name in self._unreadable or (entry is not None and entry.term == term):
+                        return True  # what cannot be read may be of a newer version
+                    if self._shown > asked:
+                        self._bury(owner)
+                    else:
+                        await self._next_look(at_once=self._entry.count == asked)
+        except TimeoutError:
+            raise ClusterUnavailableError(f"whether {owner} is gone is not known") from None
+        return False
+
+    async def _next_look(self, *, at_once: bool) -> None:
+        if at_once:
+            self._at_once.set()
+        self._looked.clear()
+        await self._looked.wait()
+
+    def _bury(self, owner: str) -> None:
+        if len(self._gone) >= _REMEMBERED:
+            self._gone.clear()
+        self._gone.add(owner)
 
     async def leave_soon(self) -> None:
         """Have the others know that our agents are theirs from now on; nobody waits for servers that are away."""
