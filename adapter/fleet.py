@@ -77,9 +77,9 @@ class Fleet:
         self._records[agent.work_no] = record
         self._start(agent, delay_s, takes_over=bool(record.state))
 
-    async def let_go(self, work_no: str, *, hurry: asyncio.Event) -> AgentRecord:
-        """End one agent when its poll is over, for another to go on; give what it leaves."""
-        await self._end([work_no], sign_out=[], hurry=hurry)
+    async def let_go(self, work_no: str, *, hurry: asyncio.Event, sign_out: bool) -> AgentRecord:
+        """End one agent when its poll is over, for another to go on unless it is signed out; give what it leaves."""
+        await self._end([work_no], sign_out=[work_no] if sign_out else [], hurry=hurry)
         self.pollers.pop(work_no, None)
         return self._records.pop(work_no)
 

@@ -52,12 +52,12 @@ async def engine_of(config: ClusterConfig, name: str = "a") -> AsyncIterator[Eng
 
 @contextlib.asynccontextmanager
 async def journal_of(
-    directory: Path, config: ClusterConfig, name: str = "a"
+    directory: Path, config: ClusterConfig, name: str = "a", *, max_mb: int = 100
 ) -> AsyncIterator[tuple[Journal, Engine, Term]]:
     """Open a member's outbox, and begin a term."""
     async with engine_of(config, name) as engine:
         make = partial(Journal, engine=engine, codec=Codec(config.keys), topics=Topics("agents"))
-        async with open_as(make, directory / f"{name}.db", 100, durable=False) as journal:
+        async with open_as(make, directory / f"{name}.db", max_mb, durable=False) as journal:
             term = Term(f"{name}/1", Terms(poll_s=0.0, length_s=LONG_S))
             term.grant(lasting_time())
             journal.begin(term)

@@ -40,6 +40,7 @@ from adapter.cluster.membership import Entry, Membership, Term
 from adapter.config import AgentConfig, Config
 from adapter.errors import ClusterConflictError, ClusterError, ClusterUnavailableError
 from adapter.store.records import AgentRecord
+from adapter.topics import Topics
 from tests.cluster_support import KEY
 
 _T = TypeVar("_T")
@@ -283,7 +284,7 @@ class Port:
     async def append(self, work_no: str, data: bytes, after: int, message_id: str) -> int:
         return await self._write(lambda: self._world.servers.write(f"agent.{work_no}", data, after, message_id))
 
-    async def late(self) -> list[str]:
+    async def agents(self, _kept: str) -> list[str]:
         return []
 
     async def anybody(self) -> bool:
@@ -429,6 +430,7 @@ class Pages:
     def __init__(self, port: Port, process: "Process") -> None:
         self.lost: Callable[[str], None] = lambda _: None
         self.own: dict[str, int] = {}
+        self.doubtful: set[str] = set()
         self.term: Term | None = None
         self._port = port
         self._process = process
@@ -444,6 +446,7 @@ class Pages:
 
     async def claim(self, work_no: str, found: Stored | None) -> AgentRecord | None:
         record, term = AgentRecord(work_no=work_no), self.term
+        self.doubtful.add(work_no)
         try:
             place = await self._append(work_no, self.owner, 0 if found is None else found.revision)
         except ClusterConflictError:
@@ -451,6 +454,7 @@ class Pages:
         if term is None or term is not self.term or not term.holds():
             return None
         self.own[work_no] = place
+        self.doubtful.discard(work_no)
         return record
 
     async def release(self, work_no: str, _record: AgentRecord, insists: Callable[[], bool]) -> None:
@@ -516,7 +520,7 @@ class Pollers(SharedFleet):
         self.pollers[agent.work_no] = cast("Poller", poller)
         self._running[agent.work_no] = self._tasks.create_task(poller.run(), name="poller")
 
-    async def let_go(self, work_no: str, *, hurry: asyncio.Event) -> AgentRecord:  # noqa: ARG002 - nobody is
+    async def let_go(self, work_no: str, *, hurry: asyncio.Event, sign_out: bool) -> AgentRecord:  # noqa: ARG002 - nobody is
         task = self._running.pop(work_no)
         cast("ModelPoller", self.pollers[work_no]).ending = True
         cast("ModelPoller", self.pollers[work_no]).wake.set()
@@ -598,7 +602,8 @@ class Process:
         self.pages = Pages(port, self)
         engine = cast("Engine", port)
         self.membership = Membership(engine, _codec, config, storage=storage)
-        shared = cast("Shared", SimpleNamespace(config=config, outbox=SimpleNamespace(agents={})))
+        outbox, topics = SimpleNamespace(agents={}), Topics("agents")
+        shared = cast("Shared", SimpleNamespace(config=config, outbox=outbox, topics=topics))
         self.fleet = Pollers(
             shared,
             cast("asyncio.TaskGroup", self.loop),

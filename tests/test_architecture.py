@@ -63,6 +63,8 @@ FLOORS = (
         "cluster.engine",
         "cluster.membership",
         "cluster.journal",
+        "cluster.late",
+        "cluster.strays",
         "cluster.fleet",
         "cluster.commands",
         "cluster.requests",

@@ -109,7 +109,7 @@ async def test_a_page_alone_removes_all_before_it(tmp_path: Path) -> None:
         with pytest.raises(ClusterConflictError):
             await engine.append(subject, b"3", after=first, message_id="3", alone=True)
         assert [page.value for page in await pages(engine, "101")] == [b"2"]
-        await engine.forget("101")
+        await engine.remove(second)
         assert await pages(engine, "101") == []
         assert [page.value for page in await pages(engine, "102")] == [b"beside"]
 
@@ -121,14 +121,14 @@ async def test_what_comes_late_is_kept_in_order(tmp_path: Path) -> None:
         for number in (b"1", b"1", b"2"):
             await engine.append_late("101", number, message_id=f"late-{number.decode()}")
 
-        assert await engine.late() == ["101"]
+        assert await engine.agents("late") == await engine.agents("agent") == ["101"]
         taken = []
         while (found := await engine.next_late("101")) is not None:
             taken.append(found.value)
             await engine.remove(found.revision)
 
         assert taken == [b"1", b"2"]
-        assert await engine.late() == []
+        assert await engine.agents("late") == []
         assert [page.value for page in await pages(engine, "101")] == [b"page"]
 
 
@@ -182,7 +182,7 @@ async def test_without_a_quorum_nothing_is_promised(tmp_path: Path) -> None:
             lambda engine: engine.strike("c", other),
             lambda engine: engine.append(engine.journal("101"), b"2", after=place, message_id="2"),
             lambda engine: engine.append_late("101", b"late", message_id="late"),
-            lambda engine: engine.forget("102"),
+            lambda engine: engine.remove(place),
         ]
         for node in nats.nodes[1:]:
             await node.kill()

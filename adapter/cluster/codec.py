@@ -34,6 +34,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         outgoing: What is to be published, and may have been.
         newest: The agent's newest event, where that is published and not in `outgoing`.
         settled: Commands that have their result by now, sealed.
+        late: Up to which place what came late has been taken in.
     """
 
     version: int = _VERSION
@@ -46,6 +47,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outgoing: tuple[Outgoing, ...] = ()
     newest: bytes = b""
     settled: tuple[bytes, ...] = ()
+    late: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -106,6 +108,7 @@ class Codec:
         outgoing: Sequence[Outgoing] = (),
         newest: bytes = b"",
         settled: Sequence[bytes] = (),
+        late: int = 0,
     ) -> bytes:
         """Write a page.
 
@@ -116,6 +119,7 @@ class Codec:
             outgoing: What is to be published.
             newest: The payload of its newest event, where that is published.
             settled: Commands that have their result now, as `seal_command` gives them.
+            late: Up to which place what came late has been taken in.
         """
         return _encode(
             Page(
@@ -128,6 +132,7 @@ class Codec:
                 outgoing=tuple(outgoing),
                 newest=newest,
                 settled=tuple(settled),
+                late=late,
             )
         )
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
@@ -67,6 +68,25 @@ class Stored:
     revision: int
     value: bytes
     at: str = ""
+
+
+class _State(msgspec.Struct):
+    subjects: dict[str, int] | None = None
+
+
+class _Page(msgspec.Struct):
+    """Some of a stream's subjects; no `state` where the servers cannot say.
+
+    Source:
+        NATS documentation, "JetStream wire API Reference", `$JS.API.STREAM.INFO`; 100,000 on a page.
+    """
+
+    total: int = 0
+    state: _State | None = None
+
+
+_encode = msgspec.json.encode
+_decode_page = msgspec.json.Decoder(_Page).decode
 
 
 class Engine:
@@ -290,27 +310,26 @@ class Engine:
         """Read what stands in an agent's journal at a place or behind it, the first of it. Raises as `members`."""
         return await self._next(self.journal(work_no), place)
 
-    async def late(self) -> list[str]:
-        """List the agents of whom something came late. Raises as `members`."""
-        subject = f"{self._root}.late."
-        info = await _asked(self._jetstream.stream_info(self._stream, subjects_filter=f"{subject}>"))
-        return [found.removeprefix(subject) for found in info.state.subjects or {}]
-
     async def next_late(self, work_no: str, place: int = 1) -> Stored | None:
         """Read the oldest of what came late of an agent, at a place or behind it. Raises as `members`."""
         return await self._next(f"{self._root}.late.{work_no}", place)
 
-    async def agents(self) -> list[str]:
-        """List all agents of whom anything is kept. Raises as `members`."""
-        found: dict[str, None] = {}
-        place = 1
+    async def agents(self, kept: str) -> list[str]:
+        """List the agents of whom something is kept. Raises as `members`.
+
+        Args:
+            kept: ``agent`` for a journal, ``late`` for what came late.
+        """
+        found: list[str] = []
         while True:
-            question = self._jetstream.get_msg(self._stream, place, f"{self._root}.*.*", next=True)
-            message: RawStreamMsg | None = await _asked(question, missing=None)
-            if message is None:
-                return list(found)
-            found[(message.subject or "").rpartition(".")[2]] = None
-            place = max(place, message.seq or 0) + 1
+            question = {"subjects_filter": f"{self._root}.{kept}.*", "offset": len(found)}
+            answer = await _asked(self._client.request(f"{_INFO}{self._stream}", _encode(question), timeout=_ANSWER_S))
+            page = _decode_page(answer.data)
+            if page.state is None:
+                raise ClusterUnavailableError("nobody lists what is kept")
+            found += [subject.rpartition(".")[2] for subject in page.state.subjects or ()]
+            if len(found) >= page.total:
+                return found
 
     async def dissolve(self) -> None:
         """Delete all that is kept of the fleet. Raises as `members`."""
@@ -320,10 +339,6 @@ class Engine:
     async def remove(self, place: int) -> None:
         """Remove one message. Raises as `members`."""
         await _asked(self._jetstream.delete_msg(self._stream, place))
-
-    async def forget(self, work_no: str) -> None:
-        """Remove all of an agent's journal. Raises as `members`."""
-        await _asked(self._jetstream.purge_stream(self._stream, subject=self.journal(work_no)))
 
     async def _last(self, stream: str, subject: str) -> Stored | None:
         return _stored(await _asked(self._jetstream.get_last_msg(stream, subject), missing=None))

@@ -15,24 +15,22 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
-
-import msgspec
 
 from adapter.agent.pace import AFTER_FAILURE_S
-from adapter.agent.presence import Shared
+from adapter.agent.presence import Presence, Shared
 from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, Stored
 from adapter.cluster.journal import Journal
+from adapter.cluster.late import Late
 from adapter.cluster.membership import Membership
 from adapter.cluster.servers import heed_cancellation
 from adapter.cluster.shares import shares
+from adapter.cluster.strays import Strays
 from adapter.config import AgentConfig
 from adapter.errors import ClusterError, ClusterUnavailableError
-from adapter.event import Event, Members
 from adapter.fleet import Fleet
 from adapter.gateway import Gateway
-from adapter.store.records import AgentRecord, Change, CommandRecord
+from adapter.store.records import AgentRecord, CommandRecord
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +40,6 @@ _LOOK_AGAIN_S = 5.0
 """How soon an agent is looked at again that another member has."""
 _UNREADABLE_S = 60.0
 """How soon one is looked at again whose journal cannot be read."""
-_LATE_S = 5.0
-"""How often it is looked at what came late, where no hint says so."""
 _AT_ONCE = 64
 """Claims under way at a time."""
 _CONNECT_S = 0.002
@@ -91,9 +87,10 @@ class SharedFleet(Fleet):
         self._heard: set[str] = set()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._left = 0
-        self._doubtful: set[str] = set()
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
+        self._late = Late(engine, codec, journal, self._presence)
+        self._strays = Strays(lambda: self.configured, membership, journal, engine, codec, shared.topics)
         membership.struck_out = self._give_up
         membership.begun = self._begin_term
         membership.agents = lambda: len(self._running.keys() | self._leaving.keys())
@@ -106,8 +103,8 @@ class SharedFleet(Fleet):
         self.configured = {agent.work_no: agent for agent in agents}
         self._begin_s = AFTER_FAILURE_S if after_kill else 0.0
         self._journal.begin(self._membership.term)
-        work = (self._membership.run, self._balance, self._make_tidy, self._take_in_late)
-        self._working = [self._tasks.create_task(each(), name=f"cluster.{each.__name__}") for each in work]
+        work = (self._membership.run, self._balance, self._make_tidy, self._late.run, self._strays.run)
+        self._working = [self._tasks.create_task(each(), name=f"cluster.{each.__qualname__}") for each in work]
 
     def strangers(self) -> list[str]:
         """List the agents that are known and not configured: none, since others may have them."""
@@ -119,19 +116,16 @@ class SharedFleet(Fleet):
         """Go on with another list of agents (C7)."""
         self.configured = {agent.work_no: agent for agent in agents}
         self._membership.adopt(replace(self._shared.config, agents=tuple(self.configured.values())))
-        ours = [work_no for work_no in removed if work_no in self._running or work_no in self._share]
-        ended = await self._end(
-            [*ours, *(each for each in changed if each in self._running)], sign_out=ours, hurry=hurry
-        )
-        for work_no in ours:
-            self.pollers.pop(work_no, None)
-        await self.clear(ours)
-        for work_no in ours:
-            with contextlib.suppress(ClusterError):
-                await self._engine.forget(work_no)
+        for work_no in removed:
+            if work_no in self._running:
+                self._hand_over(work_no, hurry, sign_out=True)
+        ended = await self._end([each for each in changed if each in self._running], sign_out=[], hurry=hurry)
         for work_no in changed:
             if work_no in self.pollers:
                 self._start(self.configured[work_no], 0.0)
+        if leaving := [self._leaving[work_no] for work_no in removed if work_no in self._leaving]:
+            await asyncio.wait(leaving)
+        self._strays.look()
         return [command for poller in ended for command in poller.waiting()]
 
     def show_again(self, work_no: str) -> None:
@@ -162,6 +156,8 @@ class SharedFleet(Fleet):
 
     async def _balance(self) -> None:
         """Bring what is polled here together with what is our share, again and again."""
+        await self._engine.listen("released", self._hear_released)
+        await self._engine.listen("show", self._hear_show)
         sharing: list[str] = []
         configured: dict[str, AgentConfig] = {}
         while True:
@@ -177,6 +173,7 @@ class SharedFleet(Fleet):
                 assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
                 self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
                 self._look_at.clear()
+                self._strays.look()
             drained = self._membership.leaving
             if self._membership.name not in sharing and not drained:
                 continue  # not seen ourselves yet
@@ -187,17 +184,17 @@ class SharedFleet(Fleet):
                     self._hand_over(work_no, self._never)
             await self._claim_our_share()
 
-    def _hand_over(self, work_no: str, hurry: asyncio.Event) -> None:
+    def _hand_over(self, work_no: str, hurry: asyncio.Event, *, sign_out: bool = False) -> None:
         if work_no in self._leaving:
             return
         task = self._leaving[work_no] = self._tasks.create_task(
-            self._release(work_no, hurry), name=f"release[{work_no}]"
+            self._release(work_no, hurry, sign_out=sign_out), name=f"release[{work_no}]"
         )
         task.add_done_callback(lambda _: self._leaving.pop(work_no, None))
 
-    async def _release(self, work_no: str, hurry: asyncio.Event) -> None:
+    async def _release(self, work_no: str, hurry: asyncio.Event, *, sign_out: bool) -> None:
         """End an agent's poller when its poll is over, and make the agent nobody's."""
-        record = await self.let_go(work_no, hurry=hurry)
+        record = await self.let_go(work_no, hurry=hurry, sign_out=sign_out)
         self.released(work_no)
         await self._journal.published(work_no, _PUBLISHED_S)
         if self._journal.owns(work_no):
@@ -215,8 +212,11 @@ class SharedFleet(Fleet):
         now = asyncio.get_running_loop().time()
         wanted = [
             work_no
-            for work_no in self._share | self._doubtful
-            if work_no not in self.pollers and work_no not in self._leaving and self._look_at.get(work_no, 0.0) <= now
+            for work_no in self._share | self._journal.doubtful
+            if work_no not in self.pollers
+            and work_no not in self._leaving
+            and work_no not in self._strays.under_way
+            and self._look_at.get(work_no, 0.0) <= now
         ]
         wanted.sort(key=lambda work_no: work_no not in self._heard)
         for start in range(0, len(wanted), _AT_ONCE):
@@ -265,12 +265,11 @@ class SharedFleet(Fleet):
         """
         owner = "" if page is None else page.owner
         if owner not in {"", self._membership.term.owner}:
-            self._doubtful.discard(work_no)
+            self._journal.doubtful.discard(work_no)
         return not alive.get(owner, False) and (work_no in self._share or owner == self._membership.term.owner)
 
     async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
         """Make an agent ours, and poll it."""
-        self._doubtful.add(work_no)
         try:
             record = await self._journal.claim(work_no, stored)
         except ClusterUnavailableError as error:
@@ -281,7 +280,6 @@ class SharedFleet(Fleet):
             return
         if record is None or not self._journal.owns(work_no):
             return  # somebody was first, or we were struck out; the next look shows who has it
-        self._doubtful.discard(work_no)
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
             return
@@ -315,7 +313,7 @@ class SharedFleet(Fleet):
         for work_no in list(self._running):
             self._hand_over(work_no, self._never)
 
-    # What came late, and what is tidied.
+    # What is tidied, and what others tell.
 
     async def _make_tidy(self) -> None:
         while True:
@@ -323,68 +321,22 @@ class SharedFleet(Fleet):
             await asyncio.sleep(1.0)
             await self._journal.tidy()
 
-    async def _take_in_late(self) -> None:
-        """Take in what came to a former owner of an agent that is ours."""
-        heard = asyncio.Event()
-
-        def hear(data: bytes) -> None:
-            if data.decode() in self._running:
-                heard.set()
-
-        await self._engine.listen("late", hear)
-        await self._engine.listen("released", self._hear_released)
-        await self._engine.listen("show", self._hear_show)
-        while True:
-            heed_cancellation()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LATE_S):
-                    await heard.wait()
-            heard.clear()
-            try:
-                for work_no in await self._engine.late():
-                    if work_no in self._running and self._journal.owns(work_no):
-                        await self._take_in(work_no)
-            except ClusterError as error:
-                _log.debug("cluster: what came late: %s", error)
-
     def _hear_released(self, data: bytes) -> None:
         self._heard.add(data.decode())
         self._look_at.pop(data.decode(), None)
         self._wake.set()
 
+    def _presence(self, work_no: str) -> Presence | None:
+        """Give an agent that is ours and polled."""
+        return self.pollers[work_no].presence if work_no in self._running and self._journal.owns(work_no) else None
+
     def _hear_show(self, data: bytes) -> None:
         if (work_no := data.decode()) in self.pollers:
             super().show_again(work_no)
 
-    async def _take_in(self, work_no: str) -> None:
-        presence = self.pollers[work_no].presence
-        while (found := await self._engine.next_late(work_no)) is not None:
-            change = Change()
-            for message in self._codec.read(found.value).outgoing:
-                if message.retain:
-                    event, event_id, received_at = event_of(message.payload)
-                    if self._journal.inherited(work_no, event_id):
-                        continue  # taken in before by a former owner, who could not remove it here any more
-                    presence.number(event, received_at, change, event_id=event_id)
-                else:
-                    change.outgoing.append(message)
-            await presence.store(change)
-            await self._engine.remove(found.revision)
-            presence.say(logging.WARNING, "took in what came late to a former owner")
-
 
 async def _nothing() -> None:
     """Do nothing."""
-
-
-def event_of(payload: bytes) -> tuple[Event, str, datetime]:
-    """Read a payload of `render_event` back: the event as the gateway sent it, its id, and when it came."""
-    members: Members = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
-    ours = {name: msgspec.json.decode(members[name], type=str) for name in ("id", "receivedAt")}
-    theirs = {name: raw for name, raw in members.items() if name not in {"id", "seq", "receivedAt", "gateway"}}
-    if "gateway" in members:
-        theirs |= msgspec.json.decode(members["gateway"], type=dict[str, msgspec.Raw])
-    return Event.from_members(theirs), ours["id"], datetime.fromisoformat(ours["receivedAt"])
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import msgspec
-
 from adapter.clock import steady_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
@@ -74,7 +72,7 @@ class _Own:
         tidy_at: When it is to be made tidy, on the loop's clock.
         idle: Set when nothing waits, where somebody waits for that.
         stored: The change that was appended last: it is not appended again.
-        inherited: Ids of the events that its former owner has left to be published.
+        late: Up to which place what came late has been taken in.
         ours: Whether it is still ours.
     """
 
@@ -87,9 +85,20 @@ class _Own:
     tidy_at: float = 0.0
     idle: asyncio.Event | None = None
     stored: Change | None = None
-    inherited: frozenset[str] = frozenset()
+    late: int = 0
     ours: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, kw_only=True)
+class TakenIn(Change):
+    """What came to a former owner of an agent, with its place among the agent's events.
+
+    Attributes:
+        place: Where it lies until its journal has it.
+    """
+
+    place: int
 
 
 class Journal(Outbox):
@@ -102,12 +111,14 @@ class Journal(Outbox):
 
     Attributes:
         lost: Called with the number of an agent that turns out to be another's.
+        doubtful: Agents of whom it is not known whether they were claimed.
     """
 
     def __init__(self, database: Database, worker: Worker, *, engine: Engine, codec: Codec, topics: Topics) -> None:
         super().__init__(database, worker)
         self._term: Term | None = None
         self.lost: Callable[[str], None] = lambda _: None
+        self.doubtful: set[str] = set()
         self._engine = engine
         self._codec = codec
         self._topics = topics
@@ -142,14 +153,15 @@ class Journal(Outbox):
             ClusterError: Its journal cannot be read.
         """
         term = self._term
-        record, newest = AgentRecord(work_no=work_no), b""
+        self.doubtful.add(work_no)
+        record, newest, late = AgentRecord(work_no=work_no), b"", 0
         outgoing: list[Outgoing] = []
         if found is not None:
             page = self._codec.read(found.value)
-            record, newest = self._codec.agent(work_no, page), page.newest
+            record, newest, late = self._codec.agent(work_no, page), page.newest, page.late
             outgoing = await self._waiting_in(work_no, found)
         sealed = self._codec.seal(record)
-        data = self._codec.write(record, owner=self._owner, sealed=sealed, newest=newest)
+        data = self._codec.write(record, owner=self._owner, sealed=sealed, newest=newest, late=late)
         try:
             place = await self._engine.append(
                 self._engine.journal(work_no),
@@ -162,15 +174,21 @@ class Journal(Outbox):
             return None
         if term is None or term is not self._term or not term.holds():
             return None  # it was claimed for a term that is over: it is nobody's
-        own = self._own[work_no] = _Own(record=record, place=place, sealed=sealed, newest=newest, tidy=not outgoing)
-        own.inherited = frozenset(_id_of(message) for message in outgoing if message.retain and message.payload)
+        own = self._own[work_no] = _Own(
+            record=record, place=place, sealed=sealed, newest=newest, late=late, tidy=not outgoing
+        )
         self.agents[work_no] = record
         if outgoing:
-            await self._line_up(own, Change(outgoing=outgoing, made_at=steady_time() - _LATE_S))
+            try:
+                await self._line_up(own, Change(outgoing=outgoing, made_at=steady_time() - _LATE_S))
+            except StorageFullError as error:
+                self._let_go(own)
+                raise ClusterUnavailableError(f"what waits cannot be put in line: {error}") from error
         elif newest:
             kept = Entry(0, 0.0, Outgoing(topic=self._topics.event(work_no), payload=newest, retain=True))
             removals = Removals(rows=(), kept=((self._mark, kept),), slots=())
             await self._writer.write(partial(Database.forget_acknowledged, removals=removals))
+        self.doubtful.discard(work_no)
         return record
 
     async def _waiting_in(self, work_no: str, newest: Stored) -> list[Outgoing]:
@@ -187,12 +205,12 @@ class Journal(Outbox):
                 break
         return outgoing
 
-    async def release(self, work_no: str, record: AgentRecord, insists: Callable[[], bool]) -> None:
+    async def release(self, work_no: str, record: AgentRecord | None, insists: Callable[[], bool]) -> None:
         """Make an agent nobody's, when its last request is over and what it left is stored.
 
         Args:
             work_no: The agent.
-            record: What it left.
+            record: What it left; `None` for what is stored of it.
             insists: Says whether to go on where it is not known: nobody else can have it as long as we are a member.
 
         Raises:
@@ -204,9 +222,9 @@ class Journal(Outbox):
             if not own.ours:
                 return
             self._let_go(own)
-            if record != own.record:
+            if record is not None and record != own.record:
                 own.record, own.sealed = record, self._codec.seal(record)
-            data = self._codec.write(own.record, owner="", sealed=own.sealed, newest=own.newest)
+            data = self._bare_page(own, owner="")
             message_id, alone = new_id(), not own.waiting
             while True:
                 try:
@@ -260,13 +278,13 @@ class Journal(Outbox):
         """Say whether an agent is ours."""
         return work_no in self._own
 
-    def inherited(self, work_no: str, event_id: str) -> bool:
-        """Say whether an event was in an agent's journal when that became ours."""
+    def taken_in(self, work_no: str) -> int:
+        """Say up to which place what came late of an agent is in its journal; 0 where that is not ours."""
         own = self._own.get(work_no)
-        return own is not None and event_id in own.inherited
+        return 0 if own is None else own.late
 
-    async def published(self, work_no: str, within_s: float) -> None:
-        """Wait until nothing of an agent waits to be published, if it is ours, and not for long."""
+    async def published(self, work_no: str, within_s: float | None) -> None:
+        """Wait until nothing of an agent waits to be published, if it is ours, and for so long at most."""
         own = self._own.get(work_no)
         if own is None or not own.waiting:
             return
@@ -274,6 +292,26 @@ class Journal(Outbox):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await own.idle.wait()
+
+    async def retire(self, work_no: str) -> None:
+        """Clear what is retained of an agent of ours, and remove its journal when all of it is published.
+
+        Raises:
+            StorageFullError: Nothing was cleared; the caller tries again.
+            ClusterUnavailableError: It is not known whether its journal is removed.
+        """
+        own = self._own.get(work_no)
+        if own is None:
+            return
+        outgoing = [Outgoing(topic=topic, payload=b"", retain=True) for topic in self._topics.retained(work_no)]
+        await self._line_up(own, Change(outgoing=outgoing, forgotten=(work_no,)))
+        await self.published(work_no, None)
+        async with own.lock:
+            if own.waiting or not own.ours:
+                return
+            if own.tidy or await self._appended(own, self._bare_page(own), alone=True):
+                self._let_go(own)
+                await self._engine.remove(own.place)  # at that very place: what another has appended stays
 
     def _let_go(self, own: _Own) -> None:
         own.ours = False
@@ -351,7 +389,8 @@ class Journal(Outbox):
                     await self._settle(change)
                     await self._line_up(own, change)
                     return
-        await self._keep_late(agent, change)
+        if not isinstance(change, TakenIn):  # that is still where the next owner finds it
+            await self._keep_late(agent, change)
 
     async def _append(self, own: _Own, agent: AgentRecord, change: Change) -> bool:
         """Append a change to its agent's journal; `False` where the agent is another's by now."""
@@ -365,6 +404,7 @@ class Journal(Outbox):
             own.sealed = self._codec.seal(agent)
         alone = not own.waiting
         newest = b"" if any(out.retain for out in change.outgoing) else own.newest
+        late = change.place if isinstance(change, TakenIn) else own.late
         data = self._codec.write(
             agent,
             owner=self._owner,
@@ -372,10 +412,11 @@ class Journal(Outbox):
             outgoing=change.outgoing,
             newest=newest,
             settled=[self._codec.seal_command(command) for command in change.commands],
+            late=late,
         )
         if not own.ours or not await self._appended(own, data, alone=alone, events=_events_in(change)):
             return False
-        own.record, own.stored = agent, change
+        own.record, own.stored, own.late = agent, change, late
         own.tidy = alone and not change.outgoing
         return True
 
@@ -528,19 +569,17 @@ class Journal(Outbox):
         async with own.lock:
             if own.waiting or own.tidy or not own.ours:
                 return
-            data = self._codec.write(own.record, owner=self._owner, sealed=own.sealed, newest=own.newest)
-            own.tidy = await self._appended(own, data, alone=True)
+            own.tidy = await self._appended(own, self._bare_page(own), alone=True)
 
-
-class _Identified(msgspec.Struct):
-    id: str
-
-
-_decode_id = msgspec.json.Decoder(_Identified).decode
-
-
-def _id_of(message: Outgoing) -> str:
-    return _decode_id(message.payload).id
+    def _bare_page(self, own: _Own, owner: str | None = None) -> bytes:
+        """Write an agent as it is, with nothing to publish; as ours, unless told."""
+        return self._codec.write(
+            own.record,
+            owner=self._owner if owner is None else owner,
+            sealed=own.sealed,
+            newest=own.newest,
+            late=own.late,
+        )
 
 
 def command_key(command: CommandRecord) -> str:

@@ -28,13 +28,12 @@ import msgspec
 from adapter.clock import steady_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
-from adapter.cluster.fleet import event_of
 from adapter.cluster.journal import command_key
+from adapter.cluster.late import numbered
 from adapter.config import Config
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
-from adapter.event import new_id, render_event
+from adapter.event import new_id
 from adapter.outage import Outage
-from adapter.state import AgentState, decode, encode, fold
 from adapter.store.database import MEMBER, Database
 from adapter.store.outbox import Outbox
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing
@@ -64,7 +63,6 @@ class _Numbered(msgspec.Struct):
     """What is looked at of an event's payload."""
 
     seq: int
-    id: str
 
 
 async def move_in(outbox: Outbox, config: Config, engine: Engine, codec: Codec, fleet: str) -> None:
@@ -257,11 +255,6 @@ def _seq_of(message: Outgoing) -> int:
     return msgspec.json.decode(message.payload, type=_Numbered).seq if message.retain and message.payload else 0
 
 
-def _id_of(message: Outgoing) -> str:
-    """Read the id of an event; empty for all else."""
-    return msgspec.json.decode(message.payload, type=_Numbered).id if message.retain and message.payload else ""
-
-
 async def _insist(ask: Callable[[], Awaitable[_T]]) -> _T:
     """Ask until there is an answer."""
     outage = Outage("cluster")
@@ -303,7 +296,7 @@ async def move_out(outbox: Outbox, config: Config, engine: Engine, codec: Codec,
     await outbox.write(_begin_again)
     commands = [codec.open_command(found.value) for found in await engine.commands_of("*")]
     row = 1
-    work_nos = await engine.agents()
+    work_nos = sorted({*await engine.agents("agent"), *await engine.agents("late")})
     for work_no in work_nos:
         record, outgoing, newest, settled = await _read(engine, codec, work_no)
         commands += settled
@@ -323,33 +316,19 @@ async def _read(
     settled: list[CommandRecord] = []
     record, newest = AgentRecord(work_no=work_no), b""
     outgoing: list[Outgoing] = []
-    place = 1
+    place, late = 1, 0
     while (found := await engine.following(work_no, place)) is not None:
         page = codec.read(found.value)
-        record, newest = codec.agent(work_no, page), page.newest
+        record, newest, late = codec.agent(work_no, page), page.newest, page.late
         outgoing += page.outgoing
         settled += map(codec.open_command, page.settled)
         place = found.revision + 1
-    taken, place = {_id_of(message) for message in outgoing} - {""}, 1
-    while (found := await engine.next_late(work_no, place)) is not None:
+    while (found := await engine.next_late(work_no, late + 1)) is not None:
         for message in codec.read(found.value).outgoing:
-            if _id_of(message) not in taken:  # else by a former owner, who could not remove it here any more
-                record, numbered = _number(record, message)
-                outgoing.append(numbered)
-        place = found.revision + 1
+            record, behind = numbered(record, message)
+            outgoing.append(behind)
+        late = found.revision
     return record, outgoing, newest, settled
-
-
-def _number(record: AgentRecord, message: Outgoing) -> tuple[AgentRecord, Outgoing]:
-    """Give an event that came late the next number; what is none stays as it is."""
-    if not (message.retain and message.payload):
-        return record, message
-    event, event_id, received_at = event_of(message.payload)
-    seq = record.seq + 1
-    state = decode(record.state) or AgentState(since=received_at)
-    state = fold(state, event, at=received_at, event_id=event_id, seq=seq)
-    payload = render_event(event, event_id=event_id, seq=seq, received_at=received_at)
-    return replace(record, seq=seq, state=encode(state)), replace(message, payload=payload)
 
 
 def _begin_again(database: Database) -> None:
