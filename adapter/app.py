@@ -172,7 +172,7 @@ class App:
                 stack.enter_context(LoopDelay()),
                 limit_bytes=self._config.storage.max_mb * 1024 * 1024,
                 connected=lambda: self._link.connection is not None,
-                others=self._role.gauges,
+                others=self._role.figures,
             )
             await stack.enter_async_context(listen(self._config.http, exporter, topics.prefix))
         announced = (await self._outbox.recall("home_assistant") or b"").decode()

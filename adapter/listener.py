@@ -6,7 +6,7 @@ prometheus-client imported.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import get_args
 
@@ -29,6 +29,7 @@ from adapter.errors import StartError, StorageError
 from adapter.loop_delay import LoopDelay
 from adapter.metrics import Counters
 from adapter.payloads import SessionPhase
+from adapter.role import Figures
 from adapter.store.outbox import Outbox
 
 _WALL = "/wall/"
@@ -66,7 +67,7 @@ class Exporter:
         *,
         limit_bytes: int,
         connected: Callable[[], bool],
-        others: Callable[[], Mapping[str, tuple[str, float]]],
+        others: Callable[[], Figures],
     ) -> None:
         self._counters = counters
         self._outbox = outbox
@@ -105,8 +106,14 @@ class Exporter:
             "start_time_seconds": ("When this run began, in Unix time.", self._started_at),
             "resident_memory_bytes": ("Memory of the process.", float(resident_bytes())),
         }
-        for name, (text, value) in (gauges | dict(self._others())).items():
+        for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"ccgateway2mqtt_{name}", text, value=value)
+        others = self._others()
+        for name, (text, value) in others.values.items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"ccgateway2mqtt_{name}", text, labels=["fleet"])
+            family.add_metric([others.fleet], value)
+            yield family
         agents = GaugeMetricFamily("ccgateway2mqtt_agents", "Agents by phase of their session.", labels=["phase"])
         phases = self._bridge.phases()
         for phase in get_args(SessionPhase):  # those with no agent too: what is not there, no alert can compare

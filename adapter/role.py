@@ -6,7 +6,7 @@ Rule of this file: whoever is alone never hears of members; `adapter.cluster` ha
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from adapter.agent.presence import Shared
@@ -22,8 +22,18 @@ from adapter.store.outbox import Outbox, open_outbox
 from adapter.subscriber import Subscription
 from adapter.topics import Topics
 
-Gauges = Mapping[str, tuple[str, float]]
-"""Figures by the end of their name, each with what it tells."""
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What `/metrics` tells of others like us.
+
+    Attributes:
+        fleet: The name of what we are together, a label of each.
+        values: Each by the end of its name, with what it tells; that of a counter ends in ``_total``.
+    """
+
+    fleet: str = ""
+    values: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 class Voice(Protocol):
@@ -90,7 +100,7 @@ class Role(Protocol):
     def requests(self, requests: Mapping[str, Request], /) -> dict[str, Request]:
         """Give what answers requests, of what answers them here."""
 
-    def gauges(self) -> Gauges:
+    def figures(self) -> Figures:
         """Measure what `/metrics` tells of others like us."""
 
     async def speak(self, stage: Stage, tasks: asyncio.TaskGroup, /) -> Voice:
@@ -124,9 +134,9 @@ class Alone:
         """Give what answers requests as it is."""
         return dict(requests)
 
-    def gauges(self) -> Gauges:
+    def figures(self) -> Figures:
         """Measure nothing: there are no others."""
-        return {}
+        return Figures()
 
     async def speak(self, stage: Stage, _tasks: asyncio.TaskGroup) -> Voice:
         """Be heard by the link."""

@@ -1,6 +1,7 @@
 """Alert rules and dashboard: sound, true of what the adapter tells, and there when something is wrong."""
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 
 from adapter.simulator import faults
 from tests.broker_support import HOST, Broker, free_ports, mosquitto
+from tests.cluster_support import servers
 from tests.stage_support import Stage, staged
 from tests_observability.prometheus import EXAMPLES, ROOT, RULES, SCRAPE_S, Prometheus, program, running
 
@@ -26,6 +28,8 @@ ALERTS: dict[str, dict[str, Any]] = {
 UNIT_TESTS = ROOT / "tests_observability/alerts.test.yml"
 INSTALLED = ROOT / "build/observability"
 JOB = "ccgateway2mqtt"
+FLEET_LACKS = ALERTS["CcgatewayFleetAgentsUnpolled"]["expr"]
+FLEET_SPEAKS = "sum(ccgateway2mqtt_cluster_speaks) == 1"
 PLAIN_TYPES = """
 import type { Dashboard } from "@grafana/schema/dist/esm/raw/dashboard/x/dashboard_types.gen.d.ts";
 type Number<T extends number> = `${T}` extends `${infer N extends number}` ? N : T;
@@ -152,16 +156,24 @@ async def _queries_answer(prometheus: Prometheus) -> None:
             assert set(re.findall(r"\{\{(\w+)\}\}", legends[name])) <= series["metric"].keys(), name
 
 
-async def _metrics_are_known(prometheus: Prometheus) -> None:
-    """Every metric is in docs/monitoring.md, and rules and dashboard name none that is not there."""
-    names = {name for name in await prometheus.ask("label/__name__/values") if name.startswith(JOB)}
+async def _metrics_are_known(prometheus: Prometheus, *, fleet: bool = False) -> None:
+    """Every metric is in docs/monitoring.md, and rules and dashboard name none that is not there.
+
+    Args:
+        prometheus: What has them.
+        fleet: Whether to look at those of a fleet's members, or at those that each program has.
+    """
+
+    def asked(name: str) -> bool:
+        return name.startswith(JOB) and name.startswith(f"{JOB}_cluster_") == fleet
+
+    names = {name for name in await prometheus.ask("label/__name__/values") if asked(name)}
     tables = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8").partition("## Metrics")[2]
-    # Those of a fleet's member are held against a member: tests/test_cluster.py.
-    documented = {f"{JOB}_{name}" for name in re.findall(rf"`(?:{JOB}|\.\.\.)_(?!cluster_)(\w+)", tables)}
+    documented = {f"{JOB}_{name}" for name in re.findall(rf"`(?:{JOB}|\.\.\.)_(\w+)", tables)}
     used = re.findall(rf"{JOB}_\w+", " ".join([*expressions().values(), *(rule["expr"] for rule in ALERTS.values())]))
 
-    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} == documented
-    assert set(used) <= names
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} == set(filter(asked, documented))
+    assert set(filter(asked, used)) <= names
 
 
 async def _events_show(prometheus: Prometheus) -> None:
@@ -261,3 +273,34 @@ async def test_a_real_run_is_seen(tmp_path: Path, broker: Broker) -> None:
         )
         assert "level=error" not in prometheus.log.read_text()
         assert "level=warn" not in prometheus.log.read_text()
+
+
+async def test_a_fleet_is_seen(tmp_path: Path, broker: Broker) -> None:
+    """A fleet that is well raises no alert; one whose servers are away does, and each rule finds its figures."""
+    addresses = [f"{HOST}:{port}" for port in free_ports(2)]
+    async with (
+        servers(tmp_path) as nats,
+        staged(tmp_path, broker, agents=("101", "102"), quiet=False) as stage,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for name, address in zip("ab", addresses, strict=True):
+            values: dict[str, Any] = {"instance": name, "storage": {"path": f"{name}.db"}, "cluster": nats.settings()}
+            await stack.enter_async_context(stage.running(http={"listen": address}, **values))
+        async with running(tmp_path, addresses) as prometheus:
+
+            async def well() -> bool:
+                return not await prometheus.query(FLEET_LACKS) and bool(await prometheus.query(FLEET_SPEAKS))
+
+            await prometheus.wait_for("all agents, and one who speaks", well)
+            await _calm(prometheus)
+            await _metrics_are_known(prometheus, fleet=True)
+            with await asyncio.to_thread(
+                urllib.request.urlopen, f"http://{addresses[0]}/metrics", timeout=10
+            ) as answer:
+                promtool("check", "metrics", stdin=answer.read().decode())
+
+            await nats.nodes[0].kill()
+            away = await _alert(prometheus, "CcgatewayFleetCutOff")
+            assert away["labels"]["fleet"] == "test"
+            await nats.nodes[0].start()
+            await _calm(prometheus)

@@ -55,6 +55,8 @@ class SharedFleet(Fleet):
 
     Attributes:
         configured: All agents of the configuration, ours and others'.
+        claims: How many agents have become ours.
+        late: Takes in what came to a former owner.
         claimed: Called with the number of an agent that has become ours.
         released: Called with the number of one that is not ours any more.
         silence: Called before this member leaves.
@@ -76,6 +78,7 @@ class SharedFleet(Fleet):
         self._engine = engine
         self._codec = codec
         self.configured: dict[str, AgentConfig] = {}
+        self.claims = 0
         self.claimed: Callable[[str], None] = lambda _: None
         self.released: Callable[[str], None] = lambda _: None
         self.silence: Callable[[], Awaitable[None]] = _nothing
@@ -89,7 +92,7 @@ class SharedFleet(Fleet):
         self._left = 0
         self._working: list[asyncio.Task[None]] = []
         self._never = asyncio.Event()
-        self._late = Late(engine, codec, journal, self._presence)
+        self.late = Late(engine, codec, journal, self._presence)
         self._strays = Strays(lambda: self.configured, membership, journal, engine, codec, shared.topics)
         membership.struck_out = self._give_up
         membership.begun = self._begin_term
@@ -103,7 +106,7 @@ class SharedFleet(Fleet):
         self.configured = {agent.work_no: agent for agent in agents}
         self._begin_s = AFTER_FAILURE_S if after_kill else 0.0
         self._journal.begin(self._membership.term)
-        work = (self._membership.run, self._balance, self._make_tidy, self._late.run, self._strays.run)
+        work = (self._membership.run, self._balance, self._make_tidy, self.late.run, self._strays.run)
         self._working = [self._tasks.create_task(each(), name=f"cluster.{each.__qualname__}") for each in work]
 
     def strangers(self) -> list[str]:
@@ -285,6 +288,7 @@ class SharedFleet(Fleet):
             return
         begin_s = self._begin_s if page is None else AFTER_FAILURE_S if self._may_just_have_failed(page.owner) else 0.0
         self.take(self.configured[work_no], record, begin_s + place * _CONNECT_S)
+        self.claims += 1
         self.claimed(work_no)
 
     def _may_just_have_failed(self, owner: str) -> bool:

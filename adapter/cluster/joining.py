@@ -23,7 +23,7 @@ from adapter.config import Config
 from adapter.fleet import Fleet
 from adapter.intake import Flood
 from adapter.privacy import KEY
-from adapter.role import Gauges, Stage, Voice
+from adapter.role import Figures, Stage, Voice
 from adapter.store.database import MEMBER
 from adapter.store.outbox import open_as
 from adapter.subscriber import Subscription
@@ -32,14 +32,18 @@ from adapter.subscriber import Subscription
 class Member:
     """A member of a fleet: the role of a program that is not alone.
 
+    Args:
+        name: The fleet's.
+
     Attributes:
         outbox: The outbox.
         topics: The topics: those of the bridge are the member's own.
     """
 
-    def __init__(
-        self, outbox: Journal, topics: MemberTopics, engine: Engine, codec: Codec, membership: Membership
+    def __init__(  # noqa: PLR0913, PLR0917 - what it ties together
+        self, name: str, outbox: Journal, topics: MemberTopics, engine: Engine, codec: Codec, membership: Membership
     ) -> None:
+        self._name = name
         self.outbox = outbox
         self.topics = topics
         self._engine = engine
@@ -73,15 +77,22 @@ class Member:
         self._requests = FleetRequests(self._engine, self._membership, self._fleet, requests)
         return self._requests.shared()
 
-    def gauges(self) -> Gauges:
+    def figures(self) -> Figures:
         """Measure this member's part in the fleet."""
-        membership = self._membership
-        return {
+        membership, fleet = self._membership, self._fleet
+        values = {
             "cluster_members": ("Members that agents are shared among, as this one sees it.", len(membership.sharing)),
+            "cluster_unlike_members": ("Members with another configuration than this one's.", len(membership.unlike)),
+            "cluster_configured_agents": ("Agents in the list that members share.", len(fleet.configured)),
             "cluster_agents": ("Agents that are this member's.", len(self.outbox.owned)),
             "cluster_lease_seconds": ("For how long this member's lease is good.", membership.term.left_s()),
+            "cluster_leaving": ("1 while this member is drained, or stops.", membership.leaving),
             "cluster_speaks": ("1 while this member speaks for the fleet.", membership.speaker == membership.name),
+            "cluster_claims_total": ("Agents that this member has taken.", fleet.claims),
+            "cluster_struck_out_total": ("Times that others took this member for gone.", membership.strikes),
+            "cluster_late_events_total": ("Events taken in that came to a former owner.", fleet.late.events),
         }
+        return Figures(self._name, values)
 
     async def speak(self, stage: Stage, tasks: asyncio.TaskGroup) -> Voice:
         """Begin to be heard, whenever it is our turn to speak for the fleet."""
@@ -123,4 +134,4 @@ async def join(config: Config) -> AsyncIterator[Member]:
             storage = (await journal.recall(MEMBER) or b"").decode()
             membership = Membership(engine, codec, config, storage=storage)
             await membership.enlist()
-            yield Member(journal, topics, engine, codec, membership)
+            yield Member(config.cluster.name, journal, topics, engine, codec, membership)

@@ -38,6 +38,9 @@ class Late:
 
     Args:
         presence: Gives an agent that is polled here; `None` for any other.
+
+    Attributes:
+        events: How many events were taken in.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Late:
         self._codec = codec
         self._journal = journal
         self._presence = presence
+        self.events = 0
 
     async def run(self) -> None:
         """Take it in, until cancelled."""
@@ -79,6 +83,7 @@ class Late:
                 if message.retain:
                     event, event_id, received_at = event_of(message.payload)
                     presence.number(event, received_at, change, event_id=event_id)
+                    self.events += 1
                 else:
                     change.outgoing.append(message)
             await presence.store(change)

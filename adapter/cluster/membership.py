@@ -136,6 +136,7 @@ class Membership:
     Attributes:
         name: The member's name, which is `instance`.
         term: Its life by now.
+        strikes: How often it was struck out.
         others: What was last seen of all members, itself included.
         struck_out: Called when a term turns out to be over.
         begun: Called when another one has begun.
@@ -145,6 +146,7 @@ class Membership:
     def __init__(self, engine: Engine, codec: Codec, config: Config, *, storage: str) -> None:
         self._codec = codec
         self.name = config.instance
+        self.strikes = 0
         self.others: dict[str, Entry] = {}
         self.struck_out: Callable[[], None] = lambda: None
         self.begun: Callable[[], None] = lambda: None
@@ -181,6 +183,11 @@ class Membership:
             and not entry.leaving
             and not (name == self.name and self._entry.leaving)
         )
+
+    @property
+    def unlike(self) -> list[str]:
+        """The members that have another configuration than this one."""
+        return sorted(name for name, entry in self.others.items() if entry.content != self._entry.content)
 
     @property
     def speaker(self) -> str | None:
@@ -357,6 +364,7 @@ class Membership:
         """Give everything up: this member was struck out, and others poll its agents by now."""
         self.term.end()
         _log.error("cluster: member %s was struck out, since it could not renew its lease in time", self.name)
+        self.strikes += 1
         self.struck_out()
         self._revision = 0
         await self.enlist()
