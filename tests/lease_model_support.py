@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 import msgspec
@@ -425,7 +425,7 @@ class Gateway:
 
 
 class Pages:
-    """The journals as one member writes them, one page each, with the face of `journal.Journal`."""
+    """The journals as one member writes them, one page each, with the face of `journal.Journal` and its `pages`."""
 
     def __init__(self, port: Port, process: "Process") -> None:
         self.lost: Callable[[str], None] = lambda _: None
@@ -498,6 +498,11 @@ class Pages:
 
     def owns(self, work_no: str) -> bool:
         return work_no in self.own
+
+    @property
+    def pages(self) -> Self:
+        """Both in one."""
+        return self
 
     async def published(self, _work_no: str, _within_s: float) -> None:
         """Nothing waits."""

@@ -70,7 +70,7 @@ async def test_a_claim_for_a_term_that_is_over_is_none(tmp_path: Path) -> None:
         term.end()
 
         assert await claim is None
-        assert not journal.owns("101")
+        assert not journal.pages.owns("101")
         journal.begin(term_of(_LONG_S))
         assert await journal.claim("101", await engine.last("101")) is not None
 

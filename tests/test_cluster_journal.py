@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.cluster import journal as journal_module
+from adapter.cluster import pages as pages_module
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
 from adapter.cluster.journal import Journal
@@ -75,7 +75,7 @@ async def test_who_has_lost_an_agent_keeps_what_came_for_its_owner(tmp_path: Pat
     async with servers(tmp_path) as nats, journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
         lost: list[str] = []
         heard: list[bytes] = []
-        journal.lost = lost.append
+        journal.pages.lost = lost.append
         await engine.listen("late", heard.append)
         await journal.claim("101", None)
         async with journal_of(tmp_path, config_of(nats), "b") as (other, _, _):
@@ -84,7 +84,7 @@ async def test_who_has_lost_an_agent_keeps_what_came_for_its_owner(tmp_path: Pat
             await journal.commit(change := event(RECORD, 1))
 
             assert lost == ["101"]
-            assert not journal.owns("101")
+            assert not journal.pages.owns("101")
             assert await line_of(journal) == []
             late = await engine.next_late("101")
             assert late is not None
@@ -119,7 +119,7 @@ async def test_a_page_whose_acknowledgment_is_lost_is_there_once(tmp_path: Path,
                 assert await line_of(journal) == change.outgoing
                 assert await direct.next_late("101") is None
                 await journal.commit(event(RECORD, 2))
-                assert journal.owns("101")
+                assert journal.pages.owns("101")
 
 
 async def test_a_successor_goes_on_where_the_last_owner_stopped(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ async def test_what_is_released_keeps_what_is_not_published(tmp_path: Path) -> N
             journal.acknowledge(entry.row)
         await journal.commit(waiting)
 
-        await journal.release("101", replace(RECORD, seq=1), at_once)
-        await journal.release("102", replace(RECORD, work_no="102", seq=1), at_once)
+        await journal.pages.release("101", replace(RECORD, seq=1), at_once)
+        await journal.pages.release("102", replace(RECORD, work_no="102", seq=1), at_once)
 
-        assert not journal.owns("101")
+        assert not journal.pages.owns("101")
         assert await line_of(journal) == []
         newest = [await engine.last(work_no) for work_no in ("101", "102")]
         assert [None if stored is None else Codec.read(stored.value).owner for stored in newest] == ["", ""]
@@ -164,7 +164,7 @@ async def test_what_is_released_keeps_what_is_not_published(tmp_path: Path) -> N
 
 async def test_only_what_is_published_is_tidied_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point 5: a page goes when all that it has to publish is acknowledged, not before."""
-    monkeypatch.setattr(journal_module, "_TIDY_S", 0.0)
+    monkeypatch.setattr(pages_module, "_TIDY_S", 0.0)
     async with servers(tmp_path) as nats, journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
         await journal.claim("101", None)
         changes = [event(RECORD, number) for number in (1, 2)]
@@ -172,12 +172,12 @@ async def test_only_what_is_published_is_tidied_away(tmp_path: Path, monkeypatch
             await journal.commit(change)
         first, second = await journal.next(10)
         journal.acknowledge(first.row)
-        await journal.tidy()
+        await journal.pages.tidy()
         kept = [message for page in await pages(engine, "101") for message in Codec.read(page.value).outgoing]
         assert kept == [message for change in changes for message in change.outgoing]
 
         journal.acknowledge(second.row)
-        await journal.tidy()
+        await journal.pages.tidy()
 
         (page,) = [Codec.read(stored.value) for stored in await pages(engine, "101")]
         assert (page.seq, page.outgoing, page.newest) == (2, (), changes[1].outgoing[0].payload)
@@ -187,7 +187,7 @@ async def test_only_what_is_published_is_tidied_away(tmp_path: Path, monkeypatch
         (third,) = await journal.next(10)
         journal.acknowledge(third.row)
         await journal.commit(change := event(RECORD, 4))
-        await journal.tidy()
+        await journal.pages.tidy()
         kept = [message for page in await pages(engine, "101") for message in Codec.read(page.value).outgoing]
         assert kept == change.outgoing
 
@@ -225,7 +225,7 @@ async def test_secrets_are_stored_sealed(tmp_path: Path) -> None:
         async with journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
             await journal.claim("101", None)
             await journal.commit(event(RECORD, 1))
-            await journal.release("101", replace(RECORD, guid="another-guid-that-nobody-may-read"), at_once)
+            await journal.pages.release("101", replace(RECORD, guid="another-guid-that-nobody-may-read"), at_once)
             stored = b"".join(page.value for page in await pages(engine, "101"))
         kept = on_disk(tmp_path)
         assert b"state-that-all-may-read" in kept
@@ -236,7 +236,7 @@ async def test_secrets_are_stored_sealed(tmp_path: Path) -> None:
         async with journal_of(tmp_path, config_of(nats, key=other), "b") as (journal, engine, _):
             with pytest.raises(ClusterError, match=r"GUID of agent 101 was sealed with another cluster\.key"):
                 await journal.claim("101", await engine.last("101"))
-            assert not journal.owns("101")
+            assert not journal.pages.owns("101")
 
 
 async def test_an_event_that_waits_for_a_quorum_outlives_its_poller(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ async def test_an_event_that_waits_for_a_quorum_outlives_its_poller(tmp_path: Pa
         storing.cancel()
         await asyncio.wait([storing])
         with pytest.raises(ClusterUnavailableError):
-            await journal.release("101", replace(RECORD, seq=1), at_once)
-        releasing = asyncio.create_task(journal.release("101", replace(RECORD, seq=1), lambda: True))
+            await journal.pages.release("101", replace(RECORD, seq=1), at_once)
+        releasing = asyncio.create_task(journal.pages.release("101", replace(RECORD, seq=1), lambda: True))
 
         nats.nodes[0].thaw()
         async with asyncio.timeout(60):
@@ -266,7 +266,7 @@ async def test_a_page_on_its_way_is_not_taken_for_another_owner(tmp_path: Path) 
     async with servers(tmp_path) as nats, journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
         await journal.claim("101", None)
         lost: list[str] = []
-        journal.lost = lost.append
+        journal.pages.lost = lost.append
         append, refused = engine.append, list[int]()
 
         async def refused_once(*args: object, **more: object) -> int:

@@ -1,5 +1,6 @@
 """Agents that leave a fleet's configuration: what they leave behind is published and cleared, and nothing is lost."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import yaml
 
 from adapter.cluster.codec import Codec
-from adapter.cluster.journal import TakenIn, command_key
+from adapter.cluster.kept import command_key
 from adapter.cluster.late import waiting
+from adapter.cluster.pages import TakenIn
 from adapter.errors import ClusterUnavailableError
 from adapter.event import Event, render_event
 from adapter.store.records import AgentRecord, Change, CommandRecord, Outgoing
@@ -18,7 +20,7 @@ from adapter.topics import Topics
 from tests.adapter_support import decoded
 from tests.broker_support import Broker, Peer, mosquitto
 from tests.cluster_journal_support import config_of, engine_of, event, journal_of, pages
-from tests.cluster_support import KEY, Servers, servers, until
+from tests.cluster_support import KEY, READY_S, Servers, servers, until
 from tests.test_cluster import configure, events, members, polled_by, simulated
 
 GONE = "999"
@@ -56,7 +58,7 @@ async def kept(nats: Servers) -> list[str]:
 
 async def forgotten(nats: Servers, work_no: str = GONE) -> None:
     """Wait until the servers have nothing of an agent."""
-    async with engine_of(config_of(nats), "looks") as engine:
+    async with engine_of(config_of(nats), "looks") as engine, asyncio.timeout(READY_S):
         while work_no in [*await engine.agents("agent"), *await engine.agents("late")]:
             pass
 
@@ -173,7 +175,7 @@ async def test_what_came_late_is_numbered_once(tmp_path: Path) -> None:
     """Point 3: who takes something in and ends before it is removed leaves it to be removed, not to be told again."""
     async with servers(tmp_path) as nats:
         late = CODEC.write(RECORD, owner="z/1", sealed=CODEC.seal(RECORD), outgoing=[rendered("late", 7)])
-        async with journal_of(tmp_path, config_of(nats)) as (journal, engine, term):
+        async with journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
             await journal.claim(GONE, None)
             await engine.append_late(GONE, late, "late")
             async for place, messages in waiting(engine, CODEC, journal, GONE):
@@ -184,7 +186,7 @@ async def test_what_came_late_is_numbered_once(tmp_path: Path) -> None:
                 journal.acknowledge(entry.row)
             await journal.commit(event(replace(RECORD, seq=1), 2))
             assert [Codec.read(page.value).seq for page in await pages(engine, GONE)] == [2]
-            term.end()
+            await journal.pages.release(GONE, None, lambda: False)
 
         async with journal_of(tmp_path, config_of(nats), "b") as (journal, engine, _):
             await journal.claim(GONE, await engine.last(GONE))
@@ -207,8 +209,8 @@ async def test_an_agent_is_not_ours_where_what_waits_has_no_room(tmp_path: Path)
         async with journal_of(tmp_path, config_of(nats), "b", max_mb=1) as (journal, engine, _):
             with pytest.raises(ClusterUnavailableError, match="cannot be put in line"):
                 await journal.claim(GONE, await engine.last(GONE))
-            assert not journal.owns(GONE)
-            assert journal.doubtful == {GONE}
+            assert not journal.pages.owns(GONE)
+            assert journal.pages.doubtful == {GONE}
         async with journal_of(tmp_path, config_of(nats), "c") as (journal, engine, _):
             assert await journal.claim(GONE, await engine.last(GONE)) == replace(RECORD, seq=3)
             assert [entry.message for entry in await journal.next(10)] == [large] * 3

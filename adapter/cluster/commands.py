@@ -17,7 +17,8 @@ from typing import Any
 from adapter.agent.presence import Shared
 from adapter.cluster.engine import Engine
 from adapter.cluster.fleet import SharedFleet
-from adapter.cluster.journal import Journal, command_key
+from adapter.cluster.journal import Journal
+from adapter.cluster.kept import command_key
 from adapter.commands import Commands
 from adapter.errors import ClusterError, CommandError
 from adapter.intake import Flood
@@ -68,7 +69,7 @@ class SharedCommands(Commands):
 
     def _hand_over(self, command: CommandRecord) -> Change:
         """Give a stored command to its agent, where that is ours; else tell its owner."""
-        if command.work_no in self._pollers and self._journal.owns(command.work_no):
+        if command.work_no in self._pollers and self._journal.pages.owns(command.work_no):
             return self._obey(command)
         if command.work_no not in self._fleet.configured:
             return super()._hand_over(command)
@@ -92,12 +93,12 @@ class SharedCommands(Commands):
 
     def _hear(self, data: bytes) -> None:
         work_no, _, key = data.decode().partition(" ")
-        if key not in self._held and self._journal.owns(work_no) and work_no in self._pollers:
+        if key not in self._held and self._journal.pages.owns(work_no) and work_no in self._pollers:
             self._soon(self._take_over(key))
 
     async def _take_over(self, key: str) -> None:
-        command = await self._journal.command(key)
-        if command is not None and command.result is None and self._journal.owns(command.work_no):
+        command = await self._journal.kept.read(key)
+        if command is not None and command.result is None and self._journal.pages.owns(command.work_no):
             change = self._obey(command)
             if change:
                 await self._shared.outbox.insist(change)
@@ -106,8 +107,8 @@ class SharedCommands(Commands):
         """Obey what waits for an agent that has just become ours."""
 
         async def look() -> None:
-            for command in await self._journal.commands_of(work_no):
-                if command.result is None and self._journal.owns(work_no):
+            for command in await self._journal.kept.of(work_no):
+                if command.result is None and self._journal.pages.owns(work_no):
                     change = self._obey(command)
                     if change:
                         await self._shared.outbox.insist(change)

@@ -97,7 +97,7 @@ class SharedFleet(Fleet):
         membership.struck_out = self._give_up
         membership.begun = self._begin_term
         membership.agents = lambda: len(self._running.keys() | self._leaving.keys())
-        journal.lost = self._lose
+        journal.pages.lost = self._lose
 
     # What the program asks of any fleet.
 
@@ -200,12 +200,12 @@ class SharedFleet(Fleet):
         record = await self.let_go(work_no, hurry=hurry, sign_out=sign_out)
         self.released(work_no)
         await self._journal.published(work_no, _PUBLISHED_S)
-        if self._journal.owns(work_no):
+        if self._journal.pages.owns(work_no):
             await self._make_free(work_no, record)
 
     async def _make_free(self, work_no: str, record: AgentRecord) -> None:
         try:
-            await self._journal.release(work_no, record, lambda: not self._stopping)
+            await self._journal.pages.release(work_no, record, lambda: not self._stopping)
         except ClusterUnavailableError as error:
             self._left += 1
             _log.debug("agent %s: not handed over: %s", work_no, error)
@@ -215,7 +215,7 @@ class SharedFleet(Fleet):
         now = asyncio.get_running_loop().time()
         wanted = [
             work_no
-            for work_no in self._share | self._journal.doubtful
+            for work_no in self._share | self._journal.pages.doubtful
             if work_no not in self.pollers
             and work_no not in self._leaving
             and work_no not in self._strays.under_way
@@ -268,7 +268,7 @@ class SharedFleet(Fleet):
         """
         owner = "" if page is None else page.owner
         if owner not in {"", self._membership.term.owner}:
-            self._journal.doubtful.discard(work_no)
+            self._journal.pages.doubtful.discard(work_no)
         return not alive.get(owner, False) and (work_no in self._share or owner == self._membership.term.owner)
 
     async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
@@ -281,7 +281,7 @@ class SharedFleet(Fleet):
         except ClusterError as error:
             self._leave_alone(work_no, error)
             return
-        if record is None or not self._journal.owns(work_no):
+        if record is None or not self._journal.pages.owns(work_no):
             return  # somebody was first, or we were struck out; the next look shows who has it
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
@@ -313,7 +313,7 @@ class SharedFleet(Fleet):
 
     def _give_up(self) -> None:
         """End all pollers, since all agents are others' by now; what their polls still bring is kept for these."""
-        self._journal.abandon()
+        self._journal.pages.abandon()
         for work_no in list(self._running):
             self._hand_over(work_no, self._never)
 
@@ -323,7 +323,7 @@ class SharedFleet(Fleet):
         while True:
             heed_cancellation()
             await asyncio.sleep(1.0)
-            await self._journal.tidy()
+            await self._journal.pages.tidy()
 
     def _hear_released(self, data: bytes) -> None:
         self._heard.add(data.decode())
@@ -332,7 +332,9 @@ class SharedFleet(Fleet):
 
     def _presence(self, work_no: str) -> Presence | None:
         """Give an agent that is ours and polled."""
-        return self.pollers[work_no].presence if work_no in self._running and self._journal.owns(work_no) else None
+        return (
+            self.pollers[work_no].presence if work_no in self._running and self._journal.pages.owns(work_no) else None
+        )
 
     def _hear_show(self, data: bytes) -> None:
         if (work_no := data.decode()) in self.pollers:

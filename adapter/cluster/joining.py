@@ -84,7 +84,7 @@ class Member:
             "cluster_members": ("Members that agents are shared among, as this one sees it.", len(membership.sharing)),
             "cluster_unlike_members": ("Members with another configuration than this one's.", len(membership.unlike)),
             "cluster_configured_agents": ("Agents in the list that members share.", len(fleet.configured)),
-            "cluster_agents": ("Agents that are this member's.", len(self.outbox.owned)),
+            "cluster_agents": ("Agents that are this member's.", len(self.outbox.pages.owned)),
             "cluster_lease_seconds": ("For how long this member's lease is good.", membership.term.left_s()),
             "cluster_leaving": ("1 while this member is drained, or stops.", membership.leaving),
             "cluster_speaks": ("1 while this member speaks for the fleet.", membership.speaker == membership.name),

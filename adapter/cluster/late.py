@@ -20,7 +20,8 @@ import msgspec
 from adapter.agent.presence import Presence
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
-from adapter.cluster.journal import Journal, TakenIn
+from adapter.cluster.journal import Journal
+from adapter.cluster.pages import TakenIn
 from adapter.cluster.servers import heed_cancellation
 from adapter.errors import ClusterError
 from adapter.event import Event, Members, render_event
@@ -98,10 +99,10 @@ async def waiting(
     Raises:
         ClusterError: The servers are not to be had, or it cannot be read.
     """
-    while journal.owns(work_no) and (found := await engine.next_late(work_no)) is not None:
-        if found.revision > journal.taken_in(work_no):
+    while journal.pages.owns(work_no) and (found := await engine.next_late(work_no)) is not None:
+        if found.revision > journal.pages.taken_in(work_no):
             yield found.revision, codec.read(found.value).outgoing
-            if journal.taken_in(work_no) < found.revision:
+            if journal.pages.taken_in(work_no) < found.revision:
                 return  # it is another's by now, who takes it in
         await engine.remove(found.revision)
 

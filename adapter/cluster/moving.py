@@ -28,7 +28,7 @@ import msgspec
 from adapter.clock import steady_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
-from adapter.cluster.journal import command_key
+from adapter.cluster.kept import command_key
 from adapter.cluster.late import numbered
 from adapter.config import Config
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError

@@ -20,9 +20,10 @@ from functools import partial
 
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
-from adapter.cluster.journal import Journal, TakenIn
+from adapter.cluster.journal import Journal
 from adapter.cluster.late import numbered, waiting
 from adapter.cluster.membership import Membership
+from adapter.cluster.pages import TakenIn
 from adapter.cluster.servers import heed_cancellation
 from adapter.command import finish
 from adapter.errors import ClusterError, ClusterUnavailableError, StorageFullError
@@ -150,13 +151,13 @@ class Strays:
             await self._store(record, change)
         await self._store(record, await self._refusals(work_no))
         await _insist(partial(self._journal.retire, work_no))
-        if not self._journal.owns(work_no):
+        if not self._journal.pages.owns(work_no):
             _log.info("agent %s: has left the configuration, and is forgotten", work_no, extra={"work_no": work_no})
 
     async def _refusals(self, work_no: str) -> Change:
         """Refuse the commands that still wait for an agent."""
         change = Change()
-        for command in await self._journal.commands_of(work_no):
+        for command in await self._journal.kept.of(work_no):
             if command.result is None:
                 finish(change, command, self._topics, status="rejected", reason="unknown agent")
         return change
@@ -168,9 +169,9 @@ class Strays:
 
     async def _let_go(self, work_no: str) -> None:
         """Make an agent nobody's that is ours still: it came back, or something is in the way."""
-        if self._journal.owns(work_no):
+        if self._journal.pages.owns(work_no):
             with contextlib.suppress(ClusterUnavailableError):
-                await self._journal.release(work_no, None, lambda: False)
+                await self._journal.pages.release(work_no, None, lambda: False)
             await self._engine.tell("released", work_no.encode())
 
 
