@@ -195,11 +195,6 @@ class Membership:
         return min(self.sharing, key=lambda name: (self.others[name].since, name), default=None)
 
     @property
-    def agreed(self) -> bool:
-        """Whether all members have our configuration."""
-        return all(entry.content == self._entry.content for entry in self.others.values())
-
-    @property
     def leaving(self) -> bool:
         """Whether this member hands its agents over."""
         return self._entry.leaving

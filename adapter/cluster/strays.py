@@ -103,7 +103,7 @@ class Strays:
 
     def _may_see_to_them(self) -> bool:
         membership = self._membership
-        return membership.speaker == membership.name and membership.agreed and membership.term.valid()
+        return membership.speaker == membership.name and not membership.unlike and membership.term.valid()
 
     async def _look(self) -> None:
         try:
