@@ -48,10 +48,10 @@ def drain(instance: str, path: Path, timeout: float) -> None:
 
     It stays empty until it is started again, or by `cluster undrain`.
     """
-    from adapter.cluster import status as fleet
+    from adapter.cluster.draining import turn
     from adapter.config import load
 
-    asyncio.run(fleet.turn(load(path), instance, leaving=True, within_s=timeout, tell=tell))
+    asyncio.run(turn(load(path), instance, leaving=True, within_s=timeout, tell=tell))
 
 
 @cluster.command(epilog=examples("ccgateway2mqtt cluster undrain node-2 -c config.yaml"))
@@ -60,10 +60,10 @@ def drain(instance: str, path: Path, timeout: float) -> None:
 @_timeout
 def undrain(instance: str, path: Path, timeout: float) -> None:
     """Have the member INSTANCE take its share of the agents again."""
-    from adapter.cluster import status as fleet
+    from adapter.cluster.draining import turn
     from adapter.config import load
 
-    asyncio.run(fleet.turn(load(path), instance, leaving=False, within_s=timeout, tell=tell))
+    asyncio.run(turn(load(path), instance, leaving=False, within_s=timeout, tell=tell))
 
 
 @cluster.command(epilog=examples("ccgateway2mqtt cluster leave -c config.yaml"))

@@ -492,7 +492,7 @@ SECRET = {"guid", "password", "proxy", "cookies", "payload", "body", "head", "ke
 SECRET |= {"slots", "result", "message"}
 """Names of members that may hold a secret, or a caller's number."""
 HARMLESS = {("CommandRecord", "result"), ("Entry", "message"), ("PrivacyConfig", "members"), ("Mask", "members")}
-HARMLESS |= {("Check", "members"), ("Removals", "slots"), ("_Seen", "members"), ("_Seen", "content")}
+HARMLESS |= {("Check", "members"), ("Removals", "slots"), ("Seen", "members"), ("Seen", "content")}
 """Members with such a name that hold none: our own results, values that hide their own, names of members."""
 
 
