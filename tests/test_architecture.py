@@ -73,6 +73,8 @@ FLOORS = (
         "cluster.requests",
         "cluster.speaker",
         "cluster.moving",
+        "cluster.moving_in",
+        "cluster.moving_out",
         "cluster.leaving",
         "cluster.joining",
         "cluster.observing",

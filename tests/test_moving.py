@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from adapter.cluster import engine as engines
-from adapter.cluster import join, moving
+from adapter.cluster import join, moving_in
 from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.leaving import leave
-from adapter.cluster.moving import move_in, move_out
+from adapter.cluster.moving_in import move_in
+from adapter.cluster.moving_out import move_out
 from adapter.config import Config, PrivacyConfig, load
 from adapter.errors import StartError
 from adapter.preparation import make_mask
@@ -171,7 +172,7 @@ async def test_there_and_back(tmp_path: Path) -> None:
 
 async def test_it_goes_on_after_a_kill_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended at any write to the servers, the next start brings each event to its journal once, in its order."""
-    monkeypatch.setattr(moving, "_PART_BYTES", 1000)
+    monkeypatch.setattr(moving_in, "_PART_BYTES", 1000)
     async with fleet(tmp_path) as made:
         outgoing = {work_no: [event(work_no, seq, 400) for seq in range(1, 9)] for work_no in ("101", "102")}
         changes = [Change(agent=record(work_no, 8), outgoing=each) for work_no, each in outgoing.items()]

@@ -15,7 +15,7 @@ from adapter.cluster.engine import Engine, connect
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.membership import Membership
-from adapter.cluster.moving import move_in
+from adapter.cluster.moving_in import move_in
 from adapter.cluster.requests import FleetRequests
 from adapter.cluster.speaker import Speaker
 from adapter.cluster.topics import MemberTopics

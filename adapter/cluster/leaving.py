@@ -9,7 +9,8 @@ from collections.abc import Callable
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.lease import Terms
-from adapter.cluster.moving import LEFT, move_out
+from adapter.cluster.moving import LEFT
+from adapter.cluster.moving_out import move_out
 from adapter.config import Config
 from adapter.errors import ClusterConflictError, StartError
 from adapter.store.outbox import Outbox, open_as

@@ -35,7 +35,9 @@ from cryptography.fernet import Fernet
 
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, connect
-from adapter.cluster.moving import LEFT, move_in, move_out
+from adapter.cluster.moving import LEFT
+from adapter.cluster.moving_in import move_in
+from adapter.cluster.moving_out import move_out
 from adapter.config import Backoff, ClusterConfig, Config
 from adapter.errors import StartError, StorageInUseError
 from adapter.nats import NatsServer
