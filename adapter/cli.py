@@ -102,7 +102,7 @@ def run(path: Path, processes: int | None, member: int | None) -> None:
     if orders is None and processes is not None:
         _run(_fleet().run(config, processes))
         return
-    if orders is None and config.storage.fleet.is_dir() and _fleet().left_behind(config):
+    if orders is None and config.storage.fleet.is_dir():
         _run(_fleet().bring_back(config))
     if _run(app.run(config, control=lambda running: setattr(running, "read", read))) == "restart":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

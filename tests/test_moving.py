@@ -29,7 +29,7 @@ from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Out
 from tests.adapter_support import decoded, running, settings, write
 from tests.broker_support import Broker, Peer
 from tests.cli_support import invoke_beside, run_program
-from tests.cluster_support import Servers, servers
+from tests.cluster_support import Servers, servers, until
 from tests.tcp_proxy import Proxy
 
 FLEET = "test"
@@ -245,6 +245,26 @@ async def test_agents_that_are_not_configured_strand_nothing(tmp_path: Path) -> 
             (f"site/agents/999/{name}", b"", True) for name in ("event", "state", "session", "availability")
         }
         assert not await made.pages("999")
+
+
+async def test_servers_that_say_nothing_for_a_while_are_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A busy machine or a slow disk does not end the way back, which is said."""
+    async with servers(tmp_path) as nats:
+        config = configured(tmp_path, nats)
+        assert config.cluster is not None
+        async with connect(config.cluster, "a") as engine:
+            await engine.prepare()
+            made = Fleet(config, engine)
+            await made.fill(Change(agent=record("101", 2), outgoing=[event("101", 2)]))
+            await made.move_in()
+            nats.nodes[0].freeze()
+            moving = asyncio.create_task(made.move_out())
+            await until(lambda: "moving: " in caplog.text)
+            nats.nodes[0].thaw()
+            await moving
+            assert await made.line() == [event("101", 2)]
 
 
 async def test_a_database_of_its_own_is_not_written_over(tmp_path: Path) -> None:

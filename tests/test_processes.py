@@ -155,7 +155,8 @@ async def test_killed_member_begins_again(tmp_path: Path, broker: Broker) -> Non
                 await runs.stored()
                 killed = members(made)["--member=1"]
                 directory = tmp_path / "ccgateway2mqtt.db.fleet"
-                assert [path.stat().st_mode & 0o077 for path in (directory, *directory.glob("**/*.json"))] == [0, 0]
+                modes = {path.name: path.stat().st_mode & 0o077 for path in (directory, *directory.glob("**/*.json"))}
+                assert modes == {directory.name: 0, "fleet.json": 0, "running.json": 0}
                 server = json.loads((directory / "nats" / "nats-server.conf").read_text())
                 assert server["jetstream"]["sync_interval"] == "always", "what is acknowledged is on disk (D1)"
                 assert (directory / "nats" / "nats-server.conf").stat().st_mode & 0o077 == 0

@@ -7,7 +7,7 @@ from adapter.clock import steady_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
 from adapter.cluster.late import numbered
-from adapter.cluster.moving import FLEET, LEFT
+from adapter.cluster.moving import FLEET, LEFT, insist
 from adapter.config import Config
 from adapter.errors import StartError
 from adapter.store.database import MEMBER, Database
@@ -35,7 +35,7 @@ async def move_out(outbox: Outbox, config: Config, engine: Engine, codec: Codec,
 
     Raises:
         StartError: The database holds something of its own.
-        ClusterError: The servers are not to be had, or a page cannot be read.
+        ClusterError: A page cannot be read.
         StorageError: The database cannot be read or written, or has no room.
     """
     if await outbox.recall(MEMBER) is None and (outbox.agents or outbox.depth):
@@ -43,11 +43,11 @@ async def move_out(outbox: Outbox, config: Config, engine: Engine, codec: Codec,
         raise StartError(reason, exit_code=2)
     topics = Topics(config.mqtt.topic_prefix)
     await outbox.write(_begin_again)
-    commands = [codec.open_command(found.value) for found in await engine.commands_of("*")]
+    commands = [codec.open_command(found.value) for found in await insist(partial(engine.commands_of, "*"))]
     row = 1
-    work_nos = sorted({*await engine.agents("agent"), *await engine.agents("late")})
+    work_nos = await insist(partial(_agents, engine))
     for work_no in work_nos:
-        record, outgoing, newest, settled = await _read(engine, codec, work_no)
+        record, outgoing, newest, settled = await insist(partial(_read, engine, codec, work_no))
         commands += settled
         entries = [Entry(row + number, steady_time() - _LATE_S, message) for number, message in enumerate(outgoing)]
         row += len(entries)
@@ -56,6 +56,10 @@ async def move_out(outbox: Outbox, config: Config, engine: Engine, codec: Codec,
     await outbox.write(partial(Database.take_in_commands, commands=commands))
     await outbox.write(partial(_become_its_own, fleet=fleet))
     _log.info("cluster: %d agents, and %d messages that wait, moved out of the fleet", len(work_nos), row - 1)
+
+
+async def _agents(engine: Engine) -> list[str]:
+    return sorted({*await engine.agents("agent"), *await engine.agents("late")})
 
 
 async def _read(

@@ -392,8 +392,9 @@ class Database:
         """Copy what waits for a person in another database, which nobody has open."""
         self._connection.execute("ATTACH ? AS other", (str(path),))
         try:
-            for statement in sql.ADOPT:
-                self._connection.execute(statement)
+            with self._transaction():
+                for statement in sql.ADOPT:
+                    self._connection.execute(statement)
         finally:
             self._connection.execute("DETACH other")
 

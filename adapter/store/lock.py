@@ -14,9 +14,10 @@ from typing import Any
 
 from adapter.errors import StorageInUseError
 
-_TRIES = 5
+_TRIES = 25
 _AGAIN_S = 0.02
-"""`Lock.read` holds the lock for an instant, to see whether it is free: that is nobody to give way to."""
+"""`Lock.read` holds the lock for an instant, for longer on a busy machine, to see whether it is free: that is nobody to
+give way to."""
 
 _BEAT_BYTES = 256
 """Each heartbeat is as long as the one before, so that a reader never meets the end of an older one."""

@@ -418,7 +418,8 @@ async def open_outbox(path: Path, max_mb: int) -> AsyncIterator[Outbox]:
         if await outbox.recall(MEMBER) is not None:
             raise StartError(
                 f"{path}: a member of a fleet had this database, and the fleet has its agents; "
-                "bring them back with `ccgateway2mqtt cluster leave -c FILE`, the section cluster still in it",
+                "bring them back with `ccgateway2mqtt cluster leave -c FILE`, the section cluster still in it; "
+                f"where `run --processes` was that fleet, put {path.name}.fleet back",
                 exit_code=2,
             )
         yield outbox
