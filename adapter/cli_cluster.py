@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,9 +14,21 @@ _timeout = click.option(
 )
 
 
+def _load(path: Path) -> Any:  # noqa: ANN401 - a configuration
+    """Read a configuration that leads to a fleet: by its section, or to that of `run --processes`."""
+    from adapter.cluster import processes
+    from adapter.config import load
+
+    config = load(path)
+    return processes.reach(config) if config.cluster is None else config
+
+
 @click.group(cls=Group)
 def cluster() -> None:
-    """Look at a fleet of several processes, empty one of them, or end it; docs/cluster.md."""
+    """Look at a fleet of several processes, empty one of them, or end it; docs/cluster.md.
+
+    FILE has the section cluster, or is what a `run --processes` on this machine runs with.
+    """
 
 
 @cluster.command(
@@ -31,9 +44,8 @@ def status(path: Path, *, as_json: bool) -> None:
     FILE is the configuration of any member; exit code 0 where every agent has a live owner.
     """
     from adapter.cluster import status as fleet
-    from adapter.config import load
 
-    found = asyncio.run(fleet.look(load(path)))
+    found = asyncio.run(fleet.look(_load(path)))
     click.echo(found.render() if as_json else "\n".join(found.lines()))
     if found.unowned:
         raise StartError(f"cluster: {found.verdict}", exit_code=FAILED)
@@ -49,9 +61,8 @@ def drain(instance: str, path: Path, timeout: float) -> None:
     It stays empty until it is started again, or by `cluster undrain`.
     """
     from adapter.cluster.draining import turn
-    from adapter.config import load
 
-    asyncio.run(turn(load(path), instance, leaving=True, within_s=timeout, tell=tell))
+    asyncio.run(turn(_load(path), instance, leaving=True, within_s=timeout, tell=tell))
 
 
 @cluster.command(epilog=examples("ccgateway2mqtt cluster undrain node-2 -c config.yaml"))
@@ -61,9 +72,8 @@ def drain(instance: str, path: Path, timeout: float) -> None:
 def undrain(instance: str, path: Path, timeout: float) -> None:
     """Have the member INSTANCE take its share of the agents again."""
     from adapter.cluster.draining import turn
-    from adapter.config import load
 
-    asyncio.run(turn(load(path), instance, leaving=False, within_s=timeout, tell=tell))
+    asyncio.run(turn(_load(path), instance, leaving=False, within_s=timeout, tell=tell))
 
 
 @cluster.command(epilog=examples("ccgateway2mqtt cluster leave -c config.yaml"))

@@ -1,9 +1,11 @@
 """`run --processes N` and the way between one process and a fleet, with real processes (issue 6, point 6)."""
 
+import asyncio
 import contextlib
 import json
+import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import psutil
 from adapter.simulator import SimAgent, Simulator
 from tests.adapter_support import decoded, running, settings, write
 from tests.broker_support import Broker, Peer, free_ports
-from tests.cli_support import Program, program, run_program
+from tests.cli_support import Program, invoke_beside, program, run_program
 from tests.cluster_support import servers, until
 from tests.tcp_proxy import Proxy
 
@@ -124,6 +126,11 @@ def members(made: Program) -> dict[str, psutil.Process]:
     return found
 
 
+def joined(made: Program) -> set[str]:
+    """List the members that have joined the fleet."""
+    return {found[1] for line in made.err if (found := re.search(r"cluster: member (\S+)/", line))}
+
+
 async def test_nothing_is_stranded(tmp_path: Path, broker: Broker) -> None:
     """Alone, 4, 2, 3 processes and alone again with events waiting: none is lost, nor any `seq` or GUID."""
     async with simulated() as simulator, Proxy(broker.ports["mqtt"]) as proxy:
@@ -176,6 +183,47 @@ async def test_killed_member_begins_again(tmp_path: Path, broker: Broker) -> Non
                 await made.line(lambda line: "[centre-1] cluster: member centre-1/" in line, DEADLINE_S)
                 await runs.arrived(peer)
                 await stopped(made)
+
+
+async def test_cluster_commands_find_the_members(tmp_path: Path, broker: Broker) -> None:
+    """`cluster status`, `drain` and `undrain` reach an embedded fleet while it runs, and say where none does."""
+    async with simulated() as simulator:
+        path = write(tmp_path, settings(simulator, broker))
+        storage = tmp_path / "ccgateway2mqtt.db"
+
+        async def asked(*command: str) -> tuple[int, str]:
+            done = await invoke_beside("cluster", *command, "-c", path)
+            return done.exit_code, done.stdout or done.stderr
+
+        async def agents() -> dict[str, int]:
+            _, text = await asked("status", "--json")
+            return {each["name"]: each["agents"] for each in json.loads(text)["members"]}
+
+        alone = f"{path}: there is no section cluster in it, and no `run --processes` runs with {storage}\n"
+        assert await asked("status") == (2, alone)
+        async with Runs(simulator, path).of(2) as made:
+            await until(lambda: {"main-1", "main-2"} == joined(made))
+            assert await asked("drain", "main-1") == (0, "member main-1: has no agents any more\n")
+            await until_async(agents, {"main-1": 0, "main-2": len(AGENTS)})
+            assert (await asked("status"))[0] == 0
+            assert await asked("undrain", "main-1") == (0, "member main-1: takes its share again\n")
+            made.process.kill()
+        gone = (1, f"{storage}: `run --processes` does not run with it\n")
+        assert await asked("status") == gone
+        async with program("run", "-c", path, "--processes", "2") as made:
+            await until(lambda: {"main-1", "main-2"} == joined(made))
+            assert set(await agents()) == {"main-1", "main-2"}
+            await stopped(made)
+        assert await asked("status") == gone
+        assert not (tmp_path / "ccgateway2mqtt.db.fleet" / "running.json").exists()
+        assert simulator.violations == []
+
+
+async def until_async(look: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """Wait until what has to be asked for is as wanted."""
+    async with asyncio.timeout(DEADLINE_S):
+        while await look() != wanted:
+            pass
 
 
 async def test_killed_parent_takes_all_with_it(tmp_path: Path, broker: Broker) -> None:
