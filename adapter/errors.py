@@ -17,6 +17,7 @@ AdapterError
 ├── ClusterError
 │   ├── ClusterConflictError    somebody else was first      -> look again
 │   └── ClusterUnavailableError no answer, or no quorum      -> nothing is known of what was asked; ask again
+│       └── ClusterTooLargeError  more than the servers take -> nothing was asked; a person is needed; ask again
 ├── CommandError                a command we refuse          -> answer it with the reason
 └── StartError                  cannot run as asked          -> stop with its exit code
 ```
@@ -164,6 +165,23 @@ class ClusterConflictError(ClusterError):
 
 class ClusterUnavailableError(ClusterError):
     """There was no answer that says what became of a request: no server, no quorum, or too late."""
+
+
+class ClusterTooLargeError(ClusterUnavailableError):
+    """A message is larger than the servers take: it was not sent.
+
+    Attributes:
+        size_bytes: How large it is, with its headers.
+        limit_bytes: How large it may be.
+    """
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(
+            f"{size_bytes} bytes to store, and the servers take {limit_bytes}: "
+            "raise max_payload in the configuration of each, and reload that"
+        )
 
 
 class CommandError(AdapterError):

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from bench.fleet.nodes import KEY, Node, Place, Servers
 
-__all__ = ["KEY", "Node", "Servers", "servers", "until"]
+__all__ = ["KEY", "Node", "Servers", "servers", "take_messages_of", "until"]
 
 READY_S = 60.0
 _LOOK_S = 0.02
@@ -19,6 +21,13 @@ async def until(condition: Callable[[], object], deadline_s: float = READY_S) ->
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(_LOOK_S)
+
+
+def take_messages_of(node: Node, limit_bytes: int) -> None:
+    """Have a server that runs take messages up to a size."""
+    config = json.loads(node.config.read_bytes())
+    node.config.write_text(json.dumps(config | {"max_payload": limit_bytes}), encoding="utf-8")
+    node.send(signal.SIGHUP)
 
 
 @contextlib.asynccontextmanager

@@ -9,12 +9,14 @@ from typing import TypeVar
 import pytest
 
 from adapter.cluster.engine import Engine
-from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
+from adapter.errors import ClusterConflictError, ClusterTooLargeError, ClusterUnavailableError, StartError
 from tests.cluster_journal_support import Line, config_of, engine_of, pages
-from tests.cluster_support import servers, until
+from tests.cluster_support import servers, take_messages_of, until
 
 T = TypeVar("T")
 
+LIMIT_BYTES = 1024 * 1024
+"""What a server takes that was not told otherwise."""
 SOON_S = 15.0
 """By when who asks without a quorum is told: an answer is waited for 2 s, on a busy machine somewhat longer."""
 
@@ -112,6 +114,26 @@ async def test_a_page_alone_removes_all_before_it(tmp_path: Path) -> None:
         await engine.remove(second)
         assert await pages(engine, "101") == []
         assert [page.value for page in await pages(engine, "102")] == [b"beside"]
+
+
+async def test_a_page_that_is_too_large_is_not_sent(tmp_path: Path) -> None:
+    """Point 5: a server hangs up on who sends more than it takes, headers included; a new limit is heard of."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        subject = engine.journal("101")
+        place = await engine.append(subject, bytes(LIMIT_BYTES - 256), after=0, message_id="1" * 32)
+        for size in (LIMIT_BYTES - 60, LIMIT_BYTES, LIMIT_BYTES + 1):
+            with pytest.raises(
+                ClusterTooLargeError, match=f"{size + 256} bytes .* take {LIMIT_BYTES}: raise max_payload"
+            ):
+                await engine.append(subject, bytes(size), after=place, message_id="2" * 32)
+            with pytest.raises(ClusterTooLargeError):
+                await engine.append_late("101", bytes(size), message_id="2" * 32)
+        assert await engine.member("a") is None
+
+        take_messages_of(nats.nodes[0], 8 * LIMIT_BYTES)
+
+        await known(lambda: engine.append(subject, bytes(LIMIT_BYTES + 1), after=place, message_id="3"))
+        assert [len(page.value) for page in await pages(engine, "101")] == [LIMIT_BYTES - 256, LIMIT_BYTES + 1]
 
 
 async def test_what_comes_late_is_kept_in_order(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from adapter.store.outbox import open_as
 from adapter.store.records import Change, Outgoing
 from adapter.topics import Topics
 from tests.broker_support import Broker
-from tests.cluster_support import KEY, Servers, servers, until
+from tests.cluster_support import KEY, Servers, servers, take_messages_of, until
 from tests.test_cluster import configure, members, polled_by, simulated
 
 _LONG_S = 600.0
@@ -91,6 +93,35 @@ async def test_what_waits_goes_out_when_the_lease_holds_again(tmp_path: Path) ->
             await journal.changed.wait()
 
         assert [entry.message.topic for entry in await journal.next(10)] == ["t"]
+
+
+async def test_an_event_that_is_too_large_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Point 5: its agent alone waits for who raises `max_payload`; others are polled, and the event is stored then."""
+    async with servers(tmp_path) as nats, journal_of(tmp_path, nats) as (journal, engine):
+        journal.begin(term_of(_LONG_S))
+        record, other = await journal.claim("101", None), await journal.claim("102", None)
+        assert record is not None
+        assert other is not None
+        event = Outgoing(topic="t", payload=bytes(2**20), retain=True)
+        with caplog.at_level(logging.INFO):
+            waiting = asyncio.create_task(journal.commit(Change(agent=replace(record, seq=1), outgoing=[event])))
+            await until(lambda: journal.at_risk)
+            assert journal.writable
+            await journal.commit(Change(agent=replace(other, seq=1), outgoing=[Outgoing(topic="t", payload=b"p")]))
+            assert not waiting.done()
+            take_messages_of(nats.nodes[0], 2**23)
+            async with asyncio.timeout(30):
+                await waiting
+
+        assert journal.at_risk == 0
+        newest = await engine.last("101")
+        assert newest is not None
+        assert Codec.read(newest.value).outgoing == (event,)
+        said = [entry.getMessage() for entry in caplog.records if entry.levelno > logging.INFO]
+        assert len(said) == 1
+        assert said[0].startswith("cluster: agent 101: ")
+        assert "the servers take 1048576: raise max_payload" in said[0]
+        assert re.search(r"cluster: back after .* s \(agent 101\)", caplog.text)
 
 
 async def test_a_hand_over_waits_for_a_quorum(tmp_path: Path, shared_broker: Broker) -> None:

@@ -10,7 +10,8 @@ Source:
     "Key/Value Store"; ADR-31, "JetStream Direct Get": `multi_last`, and status 204 as its end. What was tried
     on nats-server 2.15: where there are replicas, a repeated `Nats-Msg-Id` is answered with the first sequence before
     the expected one is looked at; where there are none, after that. While one message for a subject is on its way to
-    the replicas, another one is refused as if it were there.
+    the replicas, another one is refused as if it were there. `max_payload` counts headers, too, which nats-py leaves
+    out; who exceeds it is hung up on, and nats-py closes for good. Another limit is told to new connections alone.
 """
 
 import asyncio
@@ -28,9 +29,9 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, Header, KeyValueConfig, RawStreamMsg, StreamConfig
 from nats.js.kv import KeyValue
 
-from adapter.cluster.servers import dial, hang_up, reason_of
+from adapter.cluster.servers import dial, hang_up, limit_of, reason_of
 from adapter.config import ClusterConfig
-from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
+from adapter.errors import ClusterConflictError, ClusterTooLargeError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
 
 _T = TypeVar("_T")
@@ -46,6 +47,10 @@ _COMMANDS_S = 3600.0
 """How long commands and their results are kept (C4)."""
 _REPEATS_S = 120.0
 """How long the servers remember ids, by which they know a repeated message."""
+_HEADERS_BYTES = 256
+"""More than the headers take of what is appended."""
+_MEASURE_S = 5.0
+"""How soon it is looked again whether the servers take larger messages by now."""
 _WRONG_LAST = (10071, 10164)
 _NOT_FOUND = 404
 _NONE_HERE = 10074
@@ -102,6 +107,7 @@ class Engine:
         self._members: KeyValue
         self._kept = f"ccgateway2mqtt_{config.name}_commands"
         self._commands: KeyValue
+        self._measured_at = float("-inf")
 
     async def change_server(self) -> None:
         """Take another server in place of one that may be cut off from the others, or gone without a word."""
@@ -281,22 +287,40 @@ class Engine:
 
         Raises:
             ClusterConflictError: Something else is last, or will be; nothing was appended now.
+            ClusterTooLargeError: It is larger than the servers take.
             ClusterUnavailableError: It is not known whether it was appended.
         """
         headers = {Header.MSG_ID.value: message_id, Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after)}
         if alone:
             headers[Header.ROLLUP.value] = "sub"
-        stored = await _asked(self._jetstream.publish(subject, data, headers=headers))
-        return stored.seq
+        return await self._publish(subject, data, headers)
 
     async def append_late(self, work_no: str, data: bytes, message_id: str) -> None:
         """Keep what came to an owner of before, for who owns the agent now.
 
         Raises:
+            ClusterTooLargeError: It is larger than the servers take.
             ClusterUnavailableError: It is not known whether it is kept.
         """
-        headers = {Header.MSG_ID.value: message_id}
-        await _asked(self._jetstream.publish(f"{self._root}.late.{work_no}", data, headers=headers))
+        await self._publish(f"{self._root}.late.{work_no}", data, {Header.MSG_ID.value: message_id})
+
+    async def _publish(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
+        size_bytes = len(data) + _HEADERS_BYTES
+        if size_bytes > self._client.max_payload:
+            await self._look_for_room(size_bytes)
+            raise ClusterTooLargeError(size_bytes, self._client.max_payload)
+        stored = await _asked(self._jetstream.publish(subject, data, headers=headers))
+        return stored.seq
+
+    async def _look_for_room(self, size_bytes: int) -> None:
+        """Connect anew where the servers take larger messages by now."""
+        now = asyncio.get_running_loop().time()
+        if now - self._measured_at < _MEASURE_S:
+            return
+        self._measured_at = now
+        with contextlib.suppress(ClusterUnavailableError, StartError):
+            if await limit_of(self._config, _CLIENT + "size") >= size_bytes:
+                await self.change_server()
 
     def journal(self, work_no: str) -> str:
         """Name the subject of an agent's journal."""

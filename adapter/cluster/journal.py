@@ -198,6 +198,11 @@ class Journal(Outbox):
         self.at_risk += events
 
     @property
+    def writable(self) -> bool:
+        """Whether another event may come: one that is too large for the servers is its own agent's trouble."""
+        return self.worth_a_try and self.at_risk == self._quorum.too_large
+
+    @property
     def refusal(self) -> StorageFullError | None:
         """Why what could not be stored last could not; `None` where all could."""
         return self._quorum.refusal or super().refusal

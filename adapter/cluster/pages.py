@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, Stored
@@ -310,7 +311,7 @@ class Pages:
                 # Ours, whose acknowledgment was lost: one server alone looks at the place before it looks at the id.
                 return newest.revision if newest is not None and newest.value == data else None
 
-        place = await self._quorum.ask(append, events)
+        place = await self._quorum.ask(append, events, f"agent {work_no}")
         if place is None:
             if own.ours:
                 _log.warning("agent %s: polled by another member by now", work_no, extra={"work_no": work_no})
@@ -326,7 +327,8 @@ class Pages:
             return
         data = self._codec.write(agent, owner=self.owner, sealed=self._codec.seal(agent), outgoing=change.outgoing)
         message_id, events = new_id(), sum(message.retain for message in change.outgoing)
-        await self._quorum.ask(lambda: self._engine.append_late(agent.work_no, data, message_id), events)
+        keep = partial(self._engine.append_late, agent.work_no, data, message_id)
+        await self._quorum.ask(keep, events, f"agent {agent.work_no}")
         await self._engine.tell("late", agent.work_no.encode())
 
     def published(self, own: Own) -> None:

@@ -1,10 +1,13 @@
-"""Asking servers that may have no quorum: again and again until they answer, and it is said what waits for that."""
+"""Asking servers that may have no quorum: again and again until they answer, and it is said what waits for that.
+
+What is too large for the servers waits, too, until a person has them take more; that is its own agent's trouble.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from adapter.errors import ClusterUnavailableError, StorageFullError
+from adapter.errors import ClusterTooLargeError, ClusterUnavailableError, StorageFullError
 from adapter.outage import Outage
 
 _T = TypeVar("_T")
@@ -20,7 +23,8 @@ class Quorum:
     """Asks until there is an answer.
 
     Args:
-        at_risk: Called with how many events more wait for long, and with the same below zero when they do no more.
+        at_risk: Called with how many events more wait for long or for a person, and with the same below zero when they
+            do no more.
 
     Attributes:
         refusal: Why something waits for long; `None` where nothing does.
@@ -31,26 +35,56 @@ class Quorum:
         self._at_risk = at_risk
         self._waiting = 0
         self._outage = Outage("cluster")
+        self._excess = Outage("cluster")
+        self._too_large: dict[Callable[[], Awaitable[object]], int] = {}
 
-    async def ask(self, question: Callable[[], Awaitable[_T]], events: int = 0) -> _T:
-        """Ask until there is an answer; `events` wait for it."""
+    @property
+    def too_large(self) -> int:
+        """How many of the events at risk are too large for the servers."""
+        return sum(self._too_large.values())
+
+    async def ask(self, question: Callable[[], Awaitable[_T]], events: int = 0, subject: str = "journal") -> _T:
+        """Ask until there is an answer.
+
+        Args:
+            question: Asks once.
+            events: How many wait for it.
+            subject: Whose they are.
+        """
         since = asyncio.get_running_loop().time()
         waits = False
         try:
             while True:
                 try:
                     answer = await question()
+                except ClusterTooLargeError as error:
+                    if waits:
+                        waits = False
+                        self._end_to_wait(events)
+                    self._begin_to_exceed(question, events)
+                    self._excess.begins(subject, str(error), remind_s=_REMIND_S, grave=True)
                 except ClusterUnavailableError as error:
+                    self._end_to_exceed(question)
                     if not waits and asyncio.get_running_loop().time() - since > _AT_RISK_S:
                         waits = True
                         self._begin_to_wait(error, events)
-                    await asyncio.sleep(_AGAIN_S)
                 else:
                     self._outage.is_over()
+                    self._excess.ends(subject)
                     return answer
+                await asyncio.sleep(_AGAIN_S)
         finally:
+            self._end_to_exceed(question)
             if waits:
                 self._end_to_wait(events)
+
+    def _begin_to_exceed(self, question: Callable[[], Awaitable[object]], events: int) -> None:
+        if question not in self._too_large:
+            self._too_large[question] = events
+            self._at_risk(events)
+
+    def _end_to_exceed(self, question: Callable[[], Awaitable[object]]) -> None:
+        self._at_risk(-self._too_large.pop(question, 0))
 
     def _begin_to_wait(self, error: ClusterUnavailableError, events: int) -> None:
         self._waiting += 1

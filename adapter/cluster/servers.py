@@ -59,6 +59,15 @@ async def dial(config: ClusterConfig, name: str) -> Client:
     return await _dial_once(config, name)
 
 
+async def limit_of(config: ClusterConfig, name: str) -> int:
+    """Say how many bytes a message may have, as a server tells who connects. Arguments and errors as of `dial`."""
+    client = await dial(config, name)
+    try:
+        return client.max_payload
+    finally:
+        await hang_up(client)
+
+
 class _HungUpError(ClusterUnavailableError):
     """A server hung up, and did not say why."""
 

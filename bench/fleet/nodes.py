@@ -44,6 +44,7 @@ class Node(Part):
 
     Attributes:
         address: Where clients find it.
+        config: Its configuration file.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - one of several that know of one another
@@ -74,9 +75,9 @@ class Node(Part):
             }
         if mqtt_port is not None:
             config["mqtt"] = {"host": place.host, "port": mqtt_port}
-        path = directory / f"n{number}.conf"
-        path.write_text(json.dumps(config))
-        super().__init__(f"n{number}", [*place.prefix, str(find_program()), "-c", str(path)], directory)
+        self.config = directory / f"n{number}.conf"
+        self.config.write_text(json.dumps(config))
+        super().__init__(f"n{number}", [*place.prefix, str(find_program()), "-c", str(self.config)], directory)
 
     def freeze(self) -> None:
         """Stop its clock, so to speak; returns when it stands still."""
