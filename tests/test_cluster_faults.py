@@ -124,6 +124,22 @@ async def test_an_event_that_is_too_large_waits(tmp_path: Path, caplog: pytest.L
         assert re.search(r"cluster: back after .* s \(agent 101\)", caplog.text)
 
 
+async def test_what_is_lost_at_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Point 5: what waits for a quorum goes with its process, and not without a word; what is stored is not counted."""
+    async with servers(tmp_path) as nats, journal_of(tmp_path, nats) as (journal, _):
+        journal.begin(term_of(_LONG_S))
+        records = [await journal.claim(work_no, None) for work_no in ("101", "102", "103")]
+        events = [Outgoing(topic="t", payload=b'{"id": "1"}', retain=True)] * 2
+        changes = [Change(agent=replace(record, seq=1), outgoing=events) for record in records if record is not None]
+        await journal.commit(changes.pop())
+        await nats.nodes[0].kill()
+        waiting = [asyncio.create_task(journal.commit(change)) for change in changes]
+        await until(lambda: len(journal._unstored) == 2)
+
+    await asyncio.wait(waiting)
+    assert "cluster: lost at the end, since no servers stored it: 4 events of 2 agents" in caplog.text
+
+
 async def test_a_hand_over_waits_for_a_quorum(tmp_path: Path, shared_broker: Broker) -> None:
     """Point 4: an agent that could not be released in time is not left without anybody who may poll it."""
     async with servers(tmp_path, 3) as nats, simulated() as simulator:

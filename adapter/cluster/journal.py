@@ -14,6 +14,7 @@ the journals hold all that is not published. Rules of this file:
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterable
 from functools import partial
 
@@ -30,6 +31,8 @@ from adapter.store.outbox import Outbox
 from adapter.store.records import AgentRecord, Change, CommandRecord, Entry, Outgoing, Removals, Slot
 from adapter.store.worker import Worker
 from adapter.topics import Topics
+
+_log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.5
 """When it is looked again whether anything may go out."""
@@ -61,6 +64,7 @@ class Journal(Outbox):
         self._topics = topics
         self._by_row: dict[int, Own] = {}
         self._idle: dict[Own, asyncio.Event] = {}
+        self._unstored: dict[int, tuple[str, int]] = {}
 
     async def begin_empty(self) -> None:
         """Forget what an earlier run has left in line: the journals have it."""
@@ -169,13 +173,16 @@ class Journal(Outbox):
             return
         storing = asyncio.get_running_loop().create_task(self._store(own, change.agent, change), name="journal.store")
         self._insisting.add(storing)
+        self._unstored[id(change)] = change.agent.work_no, sum(message.retain for message in change.outgoing)
         storing.add_done_callback(self._insisting.discard)
+        storing.add_done_callback(lambda _: self._unstored.pop(id(change), None))
         await asyncio.shield(storing)
 
     async def _store(self, own: Own | None, agent: AgentRecord, change: Change) -> None:
         if own is not None:
             async with own.lock:
                 if await self.pages.append(own, agent, change):
+                    self._unstored.pop(id(change), None)
                     await self.kept.settle(change.commands)
                     await self._line_up(own, change)
                     return
@@ -206,6 +213,14 @@ class Journal(Outbox):
     def refusal(self) -> StorageFullError | None:
         """Why what could not be stored last could not; `None` where all could."""
         return self._quorum.refusal or super().refusal
+
+    async def close(self) -> None:
+        """Wait until all that was handed in is written, or cannot be; say what goes with this process."""
+        lost = [(work_no, events) for work_no, events in self._unstored.values() if events]
+        if lost:
+            agents, events = len({work_no for work_no, _ in lost}), sum(events for _, events in lost)
+            _log.error("cluster: lost at the end, since no servers stored it: %d events of %d agents", events, agents)
+        await super().close()
 
     # The right side.
 
