@@ -253,6 +253,24 @@ async def test_a_fleet(tmp_path: Path, simulator: Simulator, shared_broker: Brok
     assert [(finding.verdict, finding.place) for finding in away] == [("failed", "cluster servers")]
 
 
+async def test_a_fleet_without_a_quorum(tmp_path: Path, simulator: Simulator, shared_broker: Broker) -> None:
+    """Issue 6, point 5: it is said that servers are missing, and not that something is forbidden."""
+    remedy = "start the other servers: most of them have to run"
+    async with servers(tmp_path, 3) as nats_servers:
+        for node in nats_servers.nodes[1:]:
+            await node.kill()
+
+        async def says_so() -> dict[str, Finding]:
+            return await seen(tmp_path, settings(simulator, shared_broker, cluster=nats_servers.settings()))
+
+        while "temporarily unavailable" not in (found := await says_so())["cluster JetStream"].text:
+            assert found["cluster JetStream"].verdict != "failed" or found["cluster JetStream"].remedy == remedy
+
+    assert found["cluster servers"].text.startswith("logged in at 1 of 3; ")
+    assert (found["cluster JetStream"].verdict, found["cluster JetStream"].remedy) == ("failed", remedy)
+    assert found["broker ACL, read"].text == "subscribed to 11 topics"
+
+
 async def test_servers_without_jetstream_or_log_in(tmp_path: Path, simulator: Simulator, shared_broker: Broker) -> None:
     """Issue 6, point 1: each is told with what to do; no password is shown."""
     (port,) = free_ports(1)

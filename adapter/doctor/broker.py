@@ -2,8 +2,8 @@
 
 It publishes for an agent that is nobody, ``check-<random>``, and nothing retained, so that nothing is left: what
 clears a topic where the contract has that, else a payload as the contract wants it.
-The adapter's own topics (`bridge/availability`, `info`, `health`, `mark`, `log`) have one place each, where others
-would take such a message for the adapter's; they are left alone.
+The adapter's own topics (`bridge/availability`, `info`, `health`, `mark`, `log`, a member's own) have one place each,
+where others would take such a message for the adapter's; they are left alone.
 """
 
 import asyncio
@@ -133,7 +133,10 @@ class _Look:
 
     async def subscribing(self, connection: Connection) -> Finding:
         """Subscribe to all that the adapter does; what a broker then holds back (Mosquitto) cannot be seen."""
-        own = [self._topics.bridge(name) for name in ("mark", "availability", "health", "info")]
+        names = ("mark", "availability", "health", "info")
+        own = [self._topics.bridge(name) for name in names]
+        if self._config.cluster is not None:
+            own += [self._topics.member(self._config.instance, name) for name in names]
         filters = [*(topic for topic, _ in subscriptions(self._topics, self._config.commands)), *own]
         refused = []
         for each in filters:

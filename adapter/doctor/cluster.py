@@ -18,6 +18,9 @@ from adapter.errors import ClusterUnavailableError, StartError
 
 _ASK_S = 5.0
 _NAME = "ccgateway2mqtt-check"
+_START = "start the other servers: most of them have to run"
+_NO_QUORUM = 10008
+"""What JetStream answers while most of its servers are away. Source: nats-server, `JSClusterNotAvailErr`."""
 _MIB = 1024 * 1024
 _PAGE_BYTES = 2 * MAX_ANSWER_BYTES
 """More than a page of a journal takes: an answer's event, and the agent as it is."""
@@ -25,6 +28,7 @@ _PAGE_BYTES = 2 * MAX_ANSWER_BYTES
 
 class _Error(msgspec.Struct):
     description: str = ""
+    err_code: int = 0
 
 
 class _Account(msgspec.Struct):
@@ -76,11 +80,14 @@ async def _look_inside(config: Config, cluster: ClusterConfig) -> list[Finding]:
             servers, limit_bytes = len(client.servers), client.max_payload
         finally:
             await hang_up(client)
-    except (ClusterUnavailableError, nats.errors.Error, OSError) as error:
+    except nats.errors.NoRespondersError as error:
         return [Finding("failed", place, reason_of(error), "switch it on at each server: jetstream {store_dir: ...}")]
+    except (ClusterUnavailableError, nats.errors.Error, OSError) as error:
+        return [Finding("failed", place, reason_of(error), _START)]
     account = msgspec.json.decode(answer.data, type=_Account)
     if account.error is not None:
-        return [Finding("failed", place, account.error.description, "allow it to the account of this user")]
+        remedy = _START if account.error.err_code == _NO_QUORUM else "allow it to the account of this user"
+        return [Finding("failed", place, account.error.description, remedy)]
     findings = [_jetstream(account.storage, limit_bytes)]
     try:
         fleet = await status.look(config)
