@@ -199,8 +199,12 @@ class Membership:
         """Whether this member hands its agents over."""
         return self._entry.leaving
 
-    async def enlist(self) -> None:
+    async def enlist(self, *, patiently: bool = False) -> None:
         """Become a member; waits where one of our name is still there.
+
+        Args:
+            patiently: Whether to wait, too, until we have the others' configuration, or they ours: another file may be
+                read meanwhile.
 
         Raises:
             StartError: The others have another configuration.
@@ -208,12 +212,11 @@ class Membership:
         outage = Outage("cluster")
         while True:
             try:
+                before = await self._engine.member(self.name)  # where nobody leads, no look counts: none could renew
                 await self._look()
                 if not await self._fits():
-                    await asyncio.sleep(self._terms.renew_s)
-                    continue
-                before = await self._engine.member(self.name)
-                if before is not None and not self._is_over(before):
+                    pass
+                elif before is not None and not self._is_over(before):
                     outage.begins(self.name, "another member has this name: waiting for the end of its lease")
                 else:
                     await self._begin(0 if before is None else before.revision)
@@ -223,6 +226,10 @@ class Membership:
                 pass
             except ClusterUnavailableError as error:
                 outage.begins(self.name, str(error))
+            except StartError as error:
+                if not patiently:
+                    raise
+                outage.begins("configuration", str(error).removeprefix("cluster: "), grave=True)
             await asyncio.sleep(self._terms.renew_s)
 
     def _is_over(self, before: Stored) -> bool:
@@ -362,7 +369,7 @@ class Membership:
         self.strikes += 1
         self.struck_out()
         self._revision = 0
-        await self.enlist()
+        await self.enlist(patiently=True)
 
     async def is_alive(self, owner: str) -> bool:
         """Say whether an owner still has its lease, or had a moment ago; `False` is for good.
