@@ -86,7 +86,7 @@ async def _purge_at(config: Config, mqtt: MqttConfig, *, yes: bool, show: Callab
 
 
 async def find(config: Config, mqtt: MqttConfig) -> list[str]:
-    """List what this configuration's adapter has retained; devices of Home Assistant first, the bridge last.
+    """List what this adapter, or its fleet, has retained; devices of Home Assistant first, the bridge last.
 
     The agents are those of the configuration, and others whose `state` is one of ours: they were left out of it when
     nobody cleared them any more.
@@ -102,20 +102,28 @@ async def find(config: Config, mqtt: MqttConfig) -> list[str]:
     if Lock.read(config.storage.path) is not None:
         raise StartError(f"{config.storage.path}: an adapter runs with it: stop it first", exit_code=3)
     topics = Topics(mqtt.topic_prefix)
-    own = {topics.bridge(name): name for name in ("availability", "info", "health", "mark")}
+    names = ("availability", "info", "health", "mark")
+    own = {topics.bridge(name): name for name in names}
+    members = [topics.member("+", name) for name in names]
     roster = topics.bridge("agents/+")
     devices = discovery(config.home_assistant.prefix, "+")
     client_id = f"{mqtt.client_id}-purge-{uuid.uuid4().hex[:8]}"
-    filters = [*topics.retained("+"), *own, roster, devices]
+    filters = [*topics.retained("+"), *own, *members, roster, devices]
     found = await read_retained(Dialer(mqtt), filters, client_id, _READ_S, quiet_s=_QUIET_S)
-    _look_for_company(config, {name: found[topic].payload for topic, name in own.items() if topic in found})
+    instance = config.instance if config.cluster is None else config.cluster.name
+    _look_for_company(
+        config.mqtt.topic_prefix,
+        instance,
+        {name: found[topic].payload for topic, name in own.items() if topic in found},
+    )
     agents = {agent.work_no for agent in config.agents} | _agents_seen(topics, found)
     announced = [topic for topic in found if _is_below(devices, topic)]
     pages = [topic for topic in found if _is_below(roster, topic)]
     return [
-        *sorted(topic for topic in announced if instance_of(found[topic].payload) == config.instance),
+        *sorted(topic for topic in announced if instance_of(found[topic].payload) == instance),
         *(topic for work_no in sorted(agents) for topic in topics.retained(work_no) if topic in found),
         *sorted(pages),
+        *sorted(topic for topic in found if _is_below(members[0], topic)),
         *(topic for topic in own if topic in found),
     ]
 
@@ -197,9 +205,8 @@ def delete_storage(database: Path, *, yes: bool, tell: Callable[[str], None]) ->
         tell(f"{aside}: left for you to look at, and then to delete")
 
 
-def _look_for_company(config: Config, bridge: dict[str, bytes]) -> None:
+def _look_for_company(prefix: str, instance: str, bridge: dict[str, bytes]) -> None:
     """Refuse to clear what is of a live adapter, or of another instance than the configuration's."""
-    prefix = config.mqtt.topic_prefix
     age_s = live_health_age_s(bridge)
     if age_s is not None:
         raise StartError(
@@ -208,10 +215,10 @@ def _look_for_company(config: Config, bridge: dict[str, bytes]) -> None:
             exit_code=2,
         )
     info = _decoded(bridge.get("info"), InfoPayload)
-    if info is not None and info.instance != config.instance:
+    if info is not None and info.instance != instance:
         raise StartError(
             f"broker: what is retained under the prefix {prefix!r} is of the instance {info.instance!r},"
-            f" and the configuration's is {config.instance!r}",
+            f" and the configuration's is {instance!r}",
             exit_code=2,
         )
 

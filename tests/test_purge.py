@@ -20,6 +20,7 @@ from adapter.store.lock import Lock
 from tests.adapter_support import running, settings, wait_for, write
 from tests.broker_support import Broker, Peer, mosquitto
 from tests.cli_support import invoke, invoke_beside
+from tests.cluster_support import KEY
 
 WORD = "the root's"
 
@@ -145,6 +146,25 @@ async def test_another_instance_is_left_alone(path: Path, peer: Peer) -> None:
 
     assert done.exit_code == 2
     assert "of the instance 'other', and the configuration's is 'main'" in done.stderr
+
+
+async def test_a_fleet_is_cleared_as_one(tmp_path: Path, broker: Broker, peer: Peer) -> None:
+    """Any member's configuration will do: what is retained is the fleet's, and every member's."""
+    section = {"url": "nats://127.0.0.1:9", "name": "prod", "key": KEY}
+    config = load(write(tmp_path, values(broker, instance="node-1", cluster=section)))
+    info = {"version": "1", "instance": "prod", "config": {}, "startedAt": "2020-01-01T00:00:00.000Z"}
+    devices = {
+        name: render_agent(replace(config, instance=name), config.agents[0]).decode() for name in ("prod", "node-1")
+    }
+    ours = {
+        "agents/bridge/info": json.dumps(info | {"agents": {"configured": 1, "polling": 0}}),
+        "agents/bridge/member/node-1/availability": "offline",
+        "agents/bridge/member/node-2/mark": '{"n": 1}',
+        "homeassistant/device/fleet/config": devices["prod"],
+    }
+    await retain(peer, OTHERS | ours | {"homeassistant/device/alone/config": devices["node-1"]})
+
+    assert set(await purge.find(config, config.mqtt)) == set(ours)
 
 
 @pytest.fixture
