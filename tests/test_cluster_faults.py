@@ -11,20 +11,21 @@ from pathlib import Path
 
 import nats as nats_py
 import pytest
+import yaml
 
 from adapter.clock import lasting_time
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, connect
+from adapter.cluster.engine import Engine
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.lease import Terms
 from adapter.cluster.membership import Term
-from adapter.config import ClusterConfig
 from adapter.store.outbox import open_as
 from adapter.store.records import Change, Outgoing
 from adapter.topics import Topics
 from tests.broker_support import Broker
-from tests.cluster_support import KEY, Servers, servers, take_messages_of, until
+from tests.cluster_journal_support import config_of, engine_of
+from tests.cluster_support import Servers, servers, take_messages_of, until
 from tests.test_cluster import configure, members, polled_by, simulated
 
 _LONG_S = 600.0
@@ -34,22 +35,9 @@ _AWAY_S = 3.8
 
 @contextlib.asynccontextmanager
 async def journal_of(directory: Path, nats: Servers) -> AsyncIterator[tuple[Journal, Engine]]:
-    """Open a member's outbox on real servers."""
-    config = ClusterConfig(
-        urls=tuple(nats.url.split(",")),
-        name="test",
-        keys=(KEY,),
-        username=None,
-        password=None,
-        credentials=None,
-        ca_file=None,
-        cert_file=None,
-        key_file=None,
-        replicas=len(nats.nodes),
-        moves=1,
-    )
-    async with connect(config, "a") as engine:
-        await engine.prepare()
+    """Open a member's outbox on real servers, for a term of the test's."""
+    config = config_of(nats)
+    async with engine_of(config) as engine:
         make = partial(Journal, engine=engine, codec=Codec(config.keys), topics=Topics("agents"))
         async with open_as(make, directory / "a.db", 100, durable=False) as journal:
             yield journal, engine
@@ -177,3 +165,26 @@ async def test_a_journal_that_cannot_be_read_is_its_agents_trouble(
                 await until(lambda: polled_by(running)[0] == work_nos - {"101"})
                 await until(lambda: "agent 101: not polled" in caplog.text)
                 assert not running[0].task.done()
+
+
+async def test_an_agent_that_changes_while_it_moves_is_polled_by_one(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 3, C7: a reload that changes an agent begins no poll of it where it is being handed over."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        work_nos = {agent.work_no for agent in simulator.agents}
+        async with members(paths) as running, engine_of(config_of(nats), "operator") as engine:
+            await until(lambda: all(polled_by(running)) and set.union(*polled_by(running)) == work_nos)
+            fleet = running[0].app._fleet
+            assert isinstance(fleet, SharedFleet)
+            moving = min(polled_by(running)[0])
+            await until(lambda: simulator.polling(moving))
+            await engine.tell("drain", b"a")
+            await until(lambda: moving in fleet._leaving)
+            for path, member in zip(paths, running, strict=True):
+                values = yaml.safe_load(path.read_text())
+                values["agents"] = [agent | {"name": "another"} for agent in values["agents"]]
+                path.write_text(yaml.safe_dump(values))
+                await member.app.reload()
+            await until(lambda: polled_by(running) == [set(), work_nos])
+            assert not fleet._running
+        assert simulator.violations == []

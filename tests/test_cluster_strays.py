@@ -187,6 +187,8 @@ async def test_what_came_late_is_numbered_once(tmp_path: Path) -> None:
             await journal.commit(event(replace(RECORD, seq=1), 2))
             assert [Codec.read(page.value).seq for page in await pages(engine, GONE)] == [2]
             await journal.pages.release(GONE, None, lambda: False)
+            await journal.commit(TakenIn(agent=RECORD, outgoing=list(messages), place=place))
+            assert await engine.next_late(GONE, place + 1) is None, "it is there for the next owner already"
 
         async with journal_of(tmp_path, config_of(nats), "b") as (journal, engine, _):
             await journal.claim(GONE, await engine.last(GONE))

@@ -46,7 +46,7 @@ _CONNECT_S = 0.002
 """Apart from each other start agents that are taken over: what a TLS connection costs."""
 _CANCEL_S = 1.0
 """How long a task may take to end before it is cancelled again."""
-_PUBLISHED_S = 1.0
+_PUBLISHED_S = 0.5
 """How long an agent that is handed over waits for the broker to acknowledge what went out last."""
 
 
@@ -123,9 +123,11 @@ class SharedFleet(Fleet):
             if work_no in self._running:
                 self._hand_over(work_no, hurry, sign_out=True)
         ended = await self._end([each for each in changed if each in self._running], sign_out=[], hurry=hurry)
-        for work_no in changed:
-            if work_no in self.pollers:
+        for work_no in (poller.presence.agent.work_no for poller in ended):
+            if self._journal.pages.owns(work_no):
                 self._start(self.configured[work_no], 0.0)
+            else:  # it was lost meanwhile
+                self.pollers.pop(work_no, None)
         if leaving := [self._leaving[work_no] for work_no in removed if work_no in self._leaving]:
             await asyncio.wait(leaving)
         self._strays.look()
@@ -176,7 +178,6 @@ class SharedFleet(Fleet):
                 assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
                 self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
                 self._look_at.clear()
-                self._strays.look()
             drained = self._membership.leaving
             if self._membership.name not in sharing and not drained:
                 continue  # not seen ourselves yet
