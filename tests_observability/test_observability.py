@@ -141,12 +141,19 @@ async def _busy(stage: Stage) -> None:
     await stage.wait("101/calldata/result", id="c")
 
 
-async def _queries_answer(prometheus: Prometheus) -> None:
-    """Wait until each query of the dashboard has an answer that is a number, with the labels of its legend."""
+async def _queries_answer(prometheus: Prometheus, *, fleet: bool = False) -> None:
+    """Wait until each query of the dashboard has an answer that is a number, with the labels of its legend.
+
+    Args:
+        prometheus: What answers.
+        fleet: Whether to ask for what a fleet's members have, or for what each program has.
+    """
     legends = {
         f"{each['title']} {target['refId']}": target["legendFormat"] for each in panels() for target in each["targets"]
     }
     for name, expression in expressions().items():
+        if name.startswith("Fleet: ") != fleet:
+            continue
 
         async def answered(expression: str = expression) -> list[Any]:
             found = await prometheus.query(expression)
@@ -294,6 +301,7 @@ async def test_a_fleet_is_seen(tmp_path: Path, broker: Broker) -> None:
             await prometheus.wait_for("all agents, and one who speaks", well)
             await _calm(prometheus)
             await _metrics_are_known(prometheus, fleet=True)
+            await _queries_answer(prometheus, fleet=True)
             with await asyncio.to_thread(
                 urllib.request.urlopen, f"http://{addresses[0]}/metrics", timeout=10
             ) as answer:
