@@ -66,6 +66,7 @@ FLOORS = (
         "cluster.kept",
         "cluster.pages",
         "cluster.journal",
+        "cluster.claims",
         "cluster.late",
         "cluster.strays",
         "cluster.fleet",

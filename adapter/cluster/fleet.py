@@ -12,14 +12,16 @@ Rules of this file:
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from adapter.agent.pace import AFTER_FAILURE_S
 from adapter.agent.presence import Presence, Shared
-from adapter.cluster.codec import Codec, Page
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.claims import Claimable, Claims
+from adapter.cluster.codec import Codec
+from adapter.cluster.engine import Engine
 from adapter.cluster.journal import Journal
 from adapter.cluster.late import Late
 from adapter.cluster.membership import Membership
@@ -36,10 +38,6 @@ _log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 """How often it is looked at what is to be done, where no hint says so."""
-_LOOK_AGAIN_S = 5.0
-"""How soon an agent is looked at again that another member has."""
-_UNREADABLE_S = 60.0
-"""How soon one is looked at again whose journal cannot be read."""
 _AT_ONCE = 64
 """Claims under way at a time."""
 _CONNECT_S = 0.002
@@ -55,7 +53,7 @@ class SharedFleet(Fleet):
 
     Attributes:
         configured: All agents of the configuration, ours and others'.
-        claims: How many agents have become ours.
+        taken: How many agents have become ours.
         late: Takes in what came to a former owner.
         claimed: Called with the number of an agent that has become ours.
         released: Called with the number of one that is not ours any more.
@@ -76,9 +74,8 @@ class SharedFleet(Fleet):
         self._membership = membership
         self._journal = journal
         self._engine = engine
-        self._codec = codec
         self.configured: dict[str, AgentConfig] = {}
-        self.claims = 0
+        self.taken = 0
         self.claimed: Callable[[str], None] = lambda _: None
         self.released: Callable[[str], None] = lambda _: None
         self.silence: Callable[[], Awaitable[None]] = _nothing
@@ -86,8 +83,7 @@ class SharedFleet(Fleet):
         self._moves = 1 if shared.config.cluster is None else shared.config.cluster.moves
         self._wake = membership.changed
         self._share: set[str] = set()
-        self._look_at: dict[str, float] = {}
-        self._heard: set[str] = set()
+        self._claims = Claims(membership, journal.pages, engine, codec, trouble="not polled")
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._left = 0
         self._working: list[asyncio.Task[None]] = []
@@ -177,7 +173,7 @@ class SharedFleet(Fleet):
                 sharing, configured = self._membership.sharing, self.configured
                 assigned = await asyncio.to_thread(shares, list(configured), sharing) if sharing else {}
                 self._share = {work_no for work_no, member in assigned.items() if member == self._membership.name}
-                self._look_at.clear()
+                self._claims.look_at_all()
             drained = self._membership.leaving
             if self._membership.name not in sharing and not drained:
                 continue  # not seen ourselves yet
@@ -213,93 +209,51 @@ class SharedFleet(Fleet):
         await self._engine.tell("released", work_no.encode())
 
     async def _claim_our_share(self) -> None:
-        now = asyncio.get_running_loop().time()
-        wanted = [
-            work_no
-            for work_no in self._share | self._journal.pages.doubtful
-            if work_no not in self.pollers
-            and work_no not in self._leaving
-            and work_no not in self._strays.under_way
-            and self._look_at.get(work_no, 0.0) <= now
-        ]
-        wanted.sort(key=lambda work_no: work_no not in self._heard)
+        busy = self.pollers.keys() | self._leaving.keys() | self._strays.under_way.keys()
+        wanted = self._claims.due((self._share | self._journal.pages.doubtful) - busy)
         for start in range(0, len(wanted), _AT_ONCE):
             if self._wake.is_set():
                 return  # somebody waits to be polled, while the others may well be polled
-            part = wanted[start : start + _AT_ONCE]
-            alive: dict[str, bool] = {}
-            self._heard.difference_update(part)
             try:
-                found = list(self._read(part, await asyncio.gather(*map(self._engine.last, part))))
-                # Only now: who is not there after its page was read will never write another.
-                for owner in {page.owner for _, _, page in found if page is not None and page.owner}:
-                    alive[owner] = owner != self._membership.term.owner and await self._membership.is_alive(owner)
+                found = await self._claims.look(wanted[start : start + _AT_ONCE])
             except ClusterUnavailableError as error:
                 _log.debug("cluster: looking at agents: %s", error)
                 return
-            free = []
-            for work_no, stored, page in found:
-                if not self._is_free(work_no, page, alive):
-                    if work_no not in self._heard:  # since its page was read
-                        self._look_at[work_no] = now + _LOOK_AGAIN_S
-                else:
-                    free.append((work_no, stored, page))
-            await asyncio.gather(*(self._claim(*each, place) for place, each in enumerate(free)))
+            # Where it is not known whether an agent was claimed, its page may name us, or come to, without anybody
+            # polling it. If so, it is claimed once more, and handed over where it is not our share by now.
+            ours = [each for each in found if each.work_no in self._share or each.owner == self._membership.term.owner]
+            await asyncio.gather(*map(self._claim, ours, itertools.count()))
 
-    def _read(
-        self, work_nos: Iterable[str], found: Iterable[Stored | None]
-    ) -> Iterator[tuple[str, Stored | None, Page | None]]:
-        """Read the newest pages of agents, but for those that cannot be read."""
-        for work_no, stored in zip(work_nos, found, strict=True):
-            try:
-                yield work_no, stored, None if stored is None else self._codec.read(stored.value)
-            except ClusterError as error:
-                self._leave_alone(work_no, error)
-
-    def _leave_alone(self, work_no: str, error: ClusterError) -> None:
-        """Leave an agent alone for a while whose journal nobody here can read: a person is needed."""
-        _log.error("agent %s: not polled: %s", work_no, error, extra={"work_no": work_no})
-        self._look_at[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
-
-    def _is_free(self, work_no: str, page: Page | None, alive: Mapping[str, bool]) -> bool:
-        """Say whether an agent is to be claimed.
-
-        Where it is not known whether an agent was claimed, its page may name us, or come to, without anybody polling
-        it. If so, it is claimed once more, and handed over where it is not our share by now.
-        """
-        owner = "" if page is None else page.owner
-        if owner not in {"", self._membership.term.owner}:
-            self._journal.pages.doubtful.discard(work_no)
-        return not alive.get(owner, False) and (work_no in self._share or owner == self._membership.term.owner)
-
-    async def _claim(self, work_no: str, stored: Stored | None, page: Page | None, place: int) -> None:
+    async def _claim(self, found: Claimable, place: int) -> None:
         """Make an agent ours, and poll it."""
+        work_no = found.work_no
         try:
-            record = await self._journal.claim(work_no, stored)
+            record = await self._journal.claim(work_no, found.stored)
         except ClusterUnavailableError as error:
             _log.debug("agent %s: claiming: %s", work_no, error)
             return
         except ClusterError as error:
-            self._leave_alone(work_no, error)
+            self._claims.leave_alone(work_no, error)
             return
         if record is None or not self._journal.pages.owns(work_no):
             return  # somebody was first, or we were struck out; the next look shows who has it
         if self._stopping or work_no not in self.configured:
             await self._make_free(work_no, record)
             return
-        begin_s = self._begin_s if page is None else AFTER_FAILURE_S if self._may_just_have_failed(page.owner) else 0.0
-        self.take(self.configured[work_no], record, begin_s + place * _CONNECT_S)
-        self.claims += 1
+        self.take(self.configured[work_no], record, self._begin_after(found) + place * _CONNECT_S)
+        self.taken += 1
         self.claimed(work_no)
 
-    def _may_just_have_failed(self, owner: str) -> bool:
-        """Say whether an owner may have left a poll just now that has failed for the gateway.
+    def _begin_after(self, found: Claimable) -> float:
+        """Say how long to wait before an agent's first poll: its owner may just have left one that failed.
 
         Who let an agent go had waited, and who was struck out has polled nothing for long; but a member may have been
         killed and started again.
         """
-        name, _, _ = owner.rpartition("/")
-        return name in self._membership.others
+        if found.stored is None:
+            return self._begin_s
+        name, _, _ = found.owner.rpartition("/")
+        return AFTER_FAILURE_S if name in self._membership.others else 0.0
 
     def _lose(self, work_no: str) -> None:
         """End the poller of an agent that is another's by now."""
@@ -310,7 +264,7 @@ class SharedFleet(Fleet):
         """Poll what will be ours, by another permit: what was ours never has one again."""
         self._gateway = Gateway(self._shared.config.gateway, permit=self._membership.term)
         self._journal.begin(self._membership.term)
-        self._look_at.clear()
+        self._claims.look_at_all()
 
     def _give_up(self) -> None:
         """End all pollers, since all agents are others' by now; what their polls still bring is kept for these."""
@@ -327,8 +281,7 @@ class SharedFleet(Fleet):
             await self._journal.pages.tidy()
 
     def _hear_released(self, data: bytes) -> None:
-        self._heard.add(data.decode())
-        self._look_at.pop(data.decode(), None)
+        self._claims.hear(data.decode())
         self._wake.set()
 
     def _presence(self, work_no: str) -> Presence | None:

@@ -88,7 +88,7 @@ class Member:
             "cluster_lease_seconds": ("For how long this member's lease is good.", membership.term.left_s()),
             "cluster_leaving": ("1 while this member is drained, or stops.", membership.leaving),
             "cluster_speaks": ("1 while this member speaks for the fleet.", membership.speaker == membership.name),
-            "cluster_claims_total": ("Agents that this member has taken.", fleet.claims),
+            "cluster_claims_total": ("Agents that this member has taken.", fleet.taken),
             "cluster_struck_out_total": ("Times that others took this member for gone.", membership.strikes),
             "cluster_late_events_total": ("Events taken in that came to a former owner.", fleet.late.events),
         }

@@ -13,11 +13,11 @@ Rules of this file:
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Container
 from functools import partial
 
+from adapter.cluster.claims import Claims
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
 from adapter.cluster.journal import Journal
@@ -38,8 +38,6 @@ _AT_ONCE = 64
 """Agents under way at a time."""
 _AGAIN_S = 2.0
 """When it is tried again to store something."""
-_UNREADABLE_S = 60.0
-"""How soon one is looked at again whose journal cannot be read."""
 
 
 class Strays:
@@ -68,7 +66,7 @@ class Strays:
         self._engine = engine
         self._codec = codec
         self._topics = topics
-        self._unreadable: dict[str, float] = {}
+        self._claims = Claims(membership, journal.pages, engine, codec, trouble="left the configuration, and stays")
         self._due = True
         self._wake = asyncio.Event()
 
@@ -99,6 +97,7 @@ class Strays:
 
     def _hear(self, work_no: bytes) -> None:
         if work_no.decode() not in self._configured():
+            self._claims.hear(work_no.decode())
             self.look()
 
     def _may_see_to_them(self) -> bool:
@@ -111,11 +110,10 @@ class Strays:
         except ClusterUnavailableError as error:
             _log.debug("cluster: looking for agents that left the configuration: %s", error)
             return
-        strays = sorted(work_no for work_no in kept if work_no not in self._configured())
+        strays = {work_no for work_no in kept if work_no not in self._configured()}
         self._due = bool(strays)
         loop = asyncio.get_running_loop()
-        wanted = (each for each in strays if each not in self.under_way and self._unreadable.get(each, 0) < loop.time())
-        for work_no in itertools.islice(wanted, _AT_ONCE - len(self.under_way)):
+        for work_no in self._claims.due(strays - self.under_way.keys())[: _AT_ONCE - len(self.under_way)]:
             task = self.under_way[work_no] = loop.create_task(self._see_to(work_no), name=f"stray[{work_no}]")
             task.add_done_callback(partial(self._ended, work_no))
 
@@ -124,22 +122,16 @@ class Strays:
 
     async def _see_to(self, work_no: str) -> None:
         try:
-            found = await self._engine.last(work_no)
-            if found is None or not await self._is_anothers(found.value):
-                record = await self._journal.claim(work_no, found)
+            for found in await self._claims.look([work_no]):
+                record = await self._journal.claim(work_no, found.stored)
                 if record is not None:
                     await self._forget(work_no, record)
         except ClusterUnavailableError as error:
             _log.debug("agent %s: left the configuration: %s", work_no, error)
         except ClusterError as error:
-            _log.error("agent %s: left the configuration, and stays: %s", work_no, error, extra={"work_no": work_no})
-            self._unreadable[work_no] = asyncio.get_running_loop().time() + _UNREADABLE_S
+            self._claims.leave_alone(work_no, error)
         finally:
             await self._let_go(work_no)
-
-    async def _is_anothers(self, page: bytes) -> bool:
-        owner = self._codec.read(page).owner
-        return owner not in {"", self._membership.term.owner} and await self._membership.is_alive(owner)
 
     async def _forget(self, work_no: str, record: AgentRecord) -> None:
         """Publish what is left of an agent of ours, clear its topics, and remove its journal."""
