@@ -5,12 +5,16 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from adapter.errors import ClusterUnavailableError
 from bench.fleet.nodes import KEY, Node, Place, Servers
 
-__all__ = ["KEY", "Node", "Servers", "servers", "take_messages_of", "until"]
+__all__ = ["KEY", "Node", "Servers", "known", "servers", "take_messages_of", "until"]
+
+_T = TypeVar("_T")
 
 READY_S = 60.0
 _LOOK_S = 0.02
@@ -21,6 +25,16 @@ async def until(condition: Callable[[], object], deadline_s: float = READY_S) ->
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(_LOOK_S)
+
+
+async def known(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask until there is an answer."""
+    async with asyncio.timeout(READY_S):
+        while True:
+            try:
+                return await ask()
+            except ClusterUnavailableError:
+                await asyncio.sleep(_LOOK_S)
 
 
 def take_messages_of(node: Node, limit_bytes: int) -> None:

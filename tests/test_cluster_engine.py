@@ -4,16 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from adapter.cluster.engine import Engine
 from adapter.errors import ClusterConflictError, ClusterTooLargeError, ClusterUnavailableError, StartError
 from tests.cluster_journal_support import Line, config_of, engine_of, pages
-from tests.cluster_support import servers, take_messages_of, until
-
-T = TypeVar("T")
+from tests.cluster_support import known, servers, take_messages_of, until
 
 LIMIT_BYTES = 1024 * 1024
 """What a server takes that was not told otherwise."""
@@ -233,13 +230,3 @@ async def test_without_a_quorum_nothing_is_promised(tmp_path: Path) -> None:
             "c",
         }  # what was asked for in vain may have been done since
         assert await known(lambda: engine.member("d")) is None
-
-
-async def known(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is an answer."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await ask()
-            except ClusterUnavailableError:
-                await asyncio.sleep(0.1)

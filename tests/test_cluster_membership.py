@@ -13,10 +13,10 @@ from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
 from adapter.cluster.membership import Membership, content_of
 from adapter.config import Config, load
-from adapter.errors import ClusterUnavailableError, StartError
+from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
 from tests.adapter_support import write
-from tests.cluster_journal_support import config_of, engine_of
-from tests.cluster_support import KEY, servers, until
+from tests.cluster_journal_support import Line, config_of, engine_of
+from tests.cluster_support import KEY, known, servers, until
 
 HOLD_S = 0.5
 LEASE_S = HOLD_S + 5.0
@@ -105,6 +105,60 @@ async def test_who_was_struck_out_begins_another_term(tmp_path: Path, config: Co
         assert said[:3] == ["begun", "struck out: False", "begun"]
         assert not old.valid()
         assert membership.term.owner != old.owner
+
+
+async def test_a_renewal_counts_from_when_it_was_asked_for(tmp_path: Path, config: Config) -> None:
+    """Point 3: others count from when they saw it; so does who hears of it only when the next one is refused."""
+    async with (
+        servers(tmp_path) as nats,
+        Line(nats.nodes[0].port) as line,
+        engine_of(config_of(nats, url=line.url)) as engine,
+    ):
+        membership = member(engine, config, "here")
+        await membership.enlist()
+        line.deaf = True
+        asked_at = lasting_time()
+        with pytest.raises(ClusterUnavailableError):
+            await membership._renew()
+        given_up_at = lasting_time()
+        line.mend()
+
+        await known(membership._renew)
+
+        left_until = lasting_time() + membership.term.left_s()
+        assert asked_at + LEASE_S <= left_until < given_up_at + LEASE_S
+        found = await engine.member("a")
+        assert found is not None
+        assert membership._revision == found.revision
+
+
+async def test_who_was_replaced_does_not_renew_the_lease_of_another(tmp_path: Path, config: Config) -> None:
+    """Point 3: another term of the same name is another's, whatever it has in common with ours."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        before, after = member(engine, config, "same"), member(engine, config, "same")
+        await before.enlist()
+        await after.enlist()
+        await after._renew()
+
+        with pytest.raises(ClusterConflictError):
+            await before._renew()
+        assert before._entry.count == after._entry.count
+
+
+async def test_who_ends_is_not_filled_again(tmp_path: Path, config: Config) -> None:
+    """Point 4: `undrain` of a member that is about to end does not make the others wait for it to take agents."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        membership = member(engine, config, "here")
+        await membership.enlist()
+        async with kept(membership):
+            heard: list[bytes] = []
+            await engine.listen("undrain", heard.append)
+            await membership.leave_soon()
+            await engine.tell("undrain", b"a")
+            await until(lambda: heard)
+            await engine.members()  # whose answer comes behind all that was told
+            assert membership.leaving
+            await until(lambda: membership.others["a"].leaving)
 
 
 async def test_a_member_that_is_gone_is_struck_out(tmp_path: Path, config: Config) -> None:
