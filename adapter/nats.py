@@ -13,8 +13,9 @@ Rules of this file:
    that is gone first could not take what is flushed at the end.
 4. `stop`, `kill` and `start` go on with the same ports and the same store: for clients it is one broker which
    was away.
-
 5. What a fleet stores is on disk before it is acknowledged (D1): ``sync_interval: always``.
+6. A server that could not store something is ended: it would not write there again, whatever room there is by then
+   (seen with nats-server 2.15.1). Whoever keeps it starts it again.
 
 Source: nats-server's configuration reference, "mqtt", "websocket", "jetstream". It speaks MQTT 3.1.1 alone,
 and needs JetStream for sessions, retained and QoS 1 messages.
@@ -45,6 +46,7 @@ _STORE_BYTES = 1 << 30
 _PAYLOAD_BYTES = 8 << 20
 """The largest message of a fleet: more than what one answer of the gateway can hold."""
 _LISTENING = re.compile(r"Listening for (MQTT|websocket|client) (?:clients|connections) on \S*?127\.0\.0\.1:(\d+)")
+_NOT_STORED = re.compile(r"\[ERR\] JetStream failed to store a msg .*?: (.*)")
 
 
 def find_program() -> Path:
@@ -80,6 +82,7 @@ class NatsServer:
     Attributes:
         mqtt_port: Where it speaks MQTT over TCP.
         websocket_port: Where it speaks MQTT over websocket, at the path ``/mqtt``.
+        failure: Why it could not store something, if that was its end.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class NatsServer:
     ) -> None:
         self.mqtt_port = 0
         self.websocket_port = 0
+        self.failure = ""
         self._client_port = 0
         self._directory = directory
         self._username = username
@@ -195,6 +199,7 @@ class NatsServer:
         if setpriv := shutil.which("setpriv"):
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
         self._log.clear()
+        self.failure = ""
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -246,9 +251,11 @@ class NatsServer:
         return line
 
     async def _read_on(self) -> None:
-        """Keep the pipe of its log empty: a full one would stop the server."""
-        while await self._read_line():
-            pass
+        """Keep the pipe of its log empty, for a full one would stop the server; end one that could not store."""
+        while line := await self._read_line():
+            if self._process is not None and not self.failure and (found := _NOT_STORED.search(line)):
+                self.failure = found[1]
+                self._process.terminate()
 
     async def _gone(self) -> None:
         if self._process is not None:

@@ -1,5 +1,6 @@
 """What `run --processes`, or `run` alone, finds that an earlier start has left: it goes on from there (issue 6)."""
 
+import asyncio
 import shutil
 import sqlite3
 from contextlib import closing
@@ -16,12 +17,14 @@ from adapter.cluster.processes.server import EMBEDDED, embedded
 from adapter.config import load
 from adapter.store.outbox import Outbox, open_as, open_outbox
 from adapter.store.records import Change
-from tests.adapter_support import settings, write
-from tests.broker_support import Broker
-from tests.cli_support import invoke_beside, run_program
+from tests.adapter_support import decoded, settings, write
+from tests.broker_support import Broker, Peer
+from tests.cli_support import COMMAND, invoke_beside, reading, run_program
 from tests.cluster_support import servers
+from tests.storage_support import fill, small_disk
+from tests.tcp_proxy import Proxy
 from tests.test_moving import KilledError, event, record
-from tests.test_processes import Runs, simulated, stopped
+from tests.test_processes import AGENTS, DEADLINE_S, Runs, simulated, stopped
 
 UNREADABLE = "INSERT INTO unreadable (at, work_no, reason, size_bytes, head) VALUES (0, '101', 'r', 1, x'00')"
 
@@ -114,6 +117,33 @@ async def test_a_fleet_that_was_taken_away_is_not_begun_anew(tmp_path: Path, bro
             assert refused.process.returncode == 2
             assert fleet.name in refused.err[-1]
             assert not fleet.exists()
+
+
+async def test_a_disk_that_was_full_is_written_again(tmp_path: Path, broker: Broker) -> None:
+    """D4: with room the server is started again, which would not store by itself any more, and nothing is lost."""
+    async with simulated() as simulator, Proxy(broker.ports["mqtt"]) as proxy:
+        disk = tmp_path / "disk"
+        prefix = small_disk("4m", disk)
+        values = settings(simulator, broker, storage={"path": str(disk / "a.db")}, mqtt={"url": proxy.url})
+        command = [*prefix, *COMMAND, "run", "-c", str(write(tmp_path, values)), "--processes", "2"]
+        proxy.closed = True
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        with Peer(broker, ["agents/#"]) as peer:
+            async with reading(process) as made:
+                await simulator.wait_for(lambda: all(simulator.polled(work_no) for work_no in AGENTS), DEADLINE_S)
+                ballast = fill(Path(f"/proc/{process.pid}/root{disk}"))
+                for number in range(10):
+                    simulator.emit("101", {"eventType": "Big", "workNo": "101", "content": [number, "x" * 4000]})
+                await made.line(lambda line: "nats-server could not store: " in line, DEADLINE_S)
+                ballast.unlink()
+                await simulator.wait_for(lambda: simulator.drained("101"), DEADLINE_S)
+                proxy.closed = False
+                await peer.wait_for(
+                    lambda: len({event["id"] for event in decoded(peer.on("agents/101/events"))}) == 10, DEADLINE_S
+                )
+                await stopped(made)
+        numbers = {event["id"]: (event["seq"], event["content"][0]) for event in decoded(peer.on("agents/101/events"))}
+        assert list(numbers.values()) == [(number + 1, number) for number in range(10)]
 
 
 async def test_from_a_fleet_of_others_to_an_embedded_one(tmp_path: Path, broker: Broker) -> None:

@@ -25,6 +25,7 @@ _CLOSE_S = 1.0
 _TRIES = 3
 _REFUSED = "authorization violation"
 _DENIED = "permissions violation"
+_NOTHING_WRONG = ("returning true from eof_received()", "socket.send() raised exception")
 
 
 class _Secured(Client):
@@ -52,7 +53,7 @@ async def dial(config: ClusterConfig, name: str) -> Client:
         StartError: A server refuses the log-in.
         ClusterUnavailableError: None answers.
     """
-    logging.getLogger("asyncio").addFilter(_is_no_end_over_tls)
+    logging.getLogger("asyncio").addFilter(_is_something_wrong)
     for _ in range(_TRIES - 1):
         with contextlib.suppress(_HungUpError):
             return await _dial_once(config, name)
@@ -112,9 +113,9 @@ async def _dial_once(config: ClusterConfig, name: str) -> Client:
     return client
 
 
-def _is_no_end_over_tls(record: logging.LogRecord) -> bool:
-    """Leave out what asyncio says at the end of each connection of nats-py's over TLS: nothing is wrong with that."""
-    return not record.getMessage().startswith("returning true from eof_received()")
+def _is_something_wrong(record: logging.LogRecord) -> bool:
+    """Leave out what asyncio says of nats-py: at the end over TLS, and where it writes on after a connection's end."""
+    return not record.getMessage().startswith(_NOTHING_WRONG)
 
 
 async def hang_up(client: Client) -> None:

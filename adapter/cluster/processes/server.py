@@ -208,7 +208,8 @@ async def _keep_up(server: NatsServer) -> None:
         if time.monotonic() - began_at > WELL_S:
             pauses = AGAIN.delays()
         pause_s = next(pauses)
-        _log.error("nats-server ended; begins again in %.0f s, nothing is polled meanwhile", pause_s)
+        fate = f"could not store: {server.failure}" if server.failure else "ended"
+        _log.error("nats-server %s; begins again in %.0f s, nothing is polled meanwhile", fate, pause_s)
         await asyncio.sleep(pause_s)
         try:
             await server.start()
