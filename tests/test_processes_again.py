@@ -1,6 +1,7 @@
 """What `run --processes`, or `run` alone, finds that an earlier start has left: it goes on from there (issue 6)."""
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -18,8 +19,8 @@ from adapter.config import load
 from adapter.store.outbox import Outbox, open_as, open_outbox
 from adapter.store.records import Change
 from tests.adapter_support import decoded, settings, write
-from tests.broker_support import Broker, Peer
-from tests.cli_support import COMMAND, invoke_beside, reading, run_program
+from tests.broker_support import HOST, Broker, Peer, answers, free_ports
+from tests.cli_support import COMMAND, invoke_beside, program, reading, run_program
 from tests.cluster_support import servers
 from tests.storage_support import fill, small_disk
 from tests.tcp_proxy import Proxy
@@ -117,6 +118,17 @@ async def test_a_fleet_that_was_taken_away_is_not_begun_anew(tmp_path: Path, bro
             assert refused.process.returncode == 2
             assert fleet.name in refused.err[-1]
             assert not fleet.exists()
+
+
+async def test_a_member_that_cannot_start_keeps_no_agents_from_the_others(tmp_path: Path, broker: Broker) -> None:
+    """With its port in use it is tried again and again; the other one has all agents meanwhile."""
+    (port,) = [port for port in free_ports(20) if not answers(port + 1)][:1]
+    async with simulated() as simulator, await asyncio.start_server(lambda *_: None, HOST, port + 1):
+        path = write(tmp_path, settings(simulator, broker, http={"listen": f"{HOST}:{port}"}))
+        async with program("run", "-c", path, "--processes", "2") as made:
+            await made.line(lambda line: "member main-2 ended with 1; begins again in" in line, DEADLINE_S)
+            status = await invoke_beside("cluster", "status", "-c", path, "--json")
+            assert [each["name"] for each in json.loads(status.stdout)["members"]] == ["main-1"]
 
 
 async def test_a_disk_that_was_full_is_written_again(tmp_path: Path, broker: Broker) -> None:

@@ -134,4 +134,9 @@ async def join(config: Config) -> AsyncIterator[Member]:
             storage = (await journal.recall(MEMBER) or b"").decode()
             membership = Membership(engine, codec, config, storage=storage)
             await membership.enlist()
-            yield Member(config.cluster.name, journal, topics, engine, codec, membership)
+            try:
+                yield Member(config.cluster.name, journal, topics, engine, codec, membership)
+            except BaseException:
+                if not journal.pages.owned:  # it could not start, and nobody is to wait for the end of its lease
+                    await membership.leave()
+                raise
