@@ -11,11 +11,12 @@ from typing import Self
 import msgspec
 
 from adapter.clock import lasting_time
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored, connect
+from adapter.cluster.engine import Engine, connect
 from adapter.cluster.journal import Journal
 from adapter.cluster.lease import Terms
-from adapter.cluster.membership import Term
+from adapter.cluster.term import Term
 from adapter.config import ClusterConfig
 from adapter.store.outbox import open_as
 from adapter.store.records import AgentRecord, Change, Outgoing

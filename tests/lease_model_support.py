@@ -32,11 +32,14 @@ import msgspec
 from adapter.agent.poller import Poller
 from adapter.agent.presence import Shared
 from adapter.cluster import lease
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.engine import Engine
+from adapter.cluster.entry import Entry
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
-from adapter.cluster.membership import Entry, Membership, Term
+from adapter.cluster.membership import Membership
+from adapter.cluster.term import Term
 from adapter.config import AgentConfig, Config
 from adapter.errors import ClusterConflictError, ClusterError, ClusterUnavailableError
 from adapter.store.records import AgentRecord

@@ -19,7 +19,7 @@ from adapter.cluster.engine import Engine
 from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.lease import Terms
-from adapter.cluster.membership import Term
+from adapter.cluster.term import Term
 from adapter.store.outbox import open_as
 from adapter.store.records import Change, Outgoing
 from adapter.topics import Topics

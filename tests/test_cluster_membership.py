@@ -11,7 +11,8 @@ import pytest
 from adapter.clock import lasting_time
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine
-from adapter.cluster.membership import Membership, content_of
+from adapter.cluster.entry import content_of
+from adapter.cluster.membership import Membership
 from adapter.config import Config, load
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
 from tests.adapter_support import write

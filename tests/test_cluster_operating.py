@@ -24,7 +24,8 @@ import yaml
 
 from adapter.cluster.codec import Codec
 from adapter.cluster.engine import Engine, connect
-from adapter.cluster.membership import Entry, Membership, content_of
+from adapter.cluster.entry import Entry, content_of
+from adapter.cluster.membership import Membership
 from adapter.cluster.servers import dial, hang_up, heed_cancellation
 from adapter.cluster.shares import shares
 from adapter.config import Config, load
@@ -103,7 +104,7 @@ def test_a_configuration_is_the_same_in_every_process_and_directory(tmp_path: Pa
     hashes = set()
     code = (
         "import sys; from pathlib import Path; from adapter.config import load;"
-        "from adapter.cluster.membership import content_of; print(content_of(load(Path(sys.argv[1]))))"
+        "from adapter.cluster.entry import content_of; print(content_of(load(Path(sys.argv[1]))))"
     )
     privacy = {"mask": ["caller", "called", "otherPhone", "phone"], "with": "hash"}
     agents = [{"work_no": "101", "guid_file": "101.txt"}, {"work_no": "102", "guid": "g"}]
@@ -310,7 +311,7 @@ async def test_what_is_denied_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
         async with connect(cluster, "a") as engine:
             for _ in range(2):
                 with pytest.raises(ClusterUnavailableError):
-                    await engine._make()
+                    await engine._layout.make(engine._jetstream)
 
     lines = [line for line in caplog.messages if line.startswith("cluster: denied to adapter: ")]
     assert len(lines) == 1

@@ -17,10 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from adapter import gateway
 from adapter.agent.pace import AFTER_FAILURE_S
-from adapter.cluster import lease, membership
+from adapter.cluster import lease, membership, term
 from adapter.cluster.codec import Codec
+from adapter.cluster.entry import entry_of
 from adapter.cluster.membership import Membership
 from adapter.cluster.shares import assigned
+from adapter.cluster.term import Term
 from adapter.config import Config, load
 from adapter.errors import StartError
 from tests.adapter_support import write
@@ -228,7 +230,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Say nothing of what is meant to go wrong, and make no TLS for those who send nothing."""
     context = ssl.create_default_context()
     monkeypatch.setattr(gateway, "tls_context", lambda _config: context)
-    monkeypatch.setattr(membership, "lasting_time", lambda: asyncio.get_running_loop().time())
+    for module in (membership, term):
+        monkeypatch.setattr(module, "lasting_time", lambda: asyncio.get_running_loop().time())
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -410,11 +413,11 @@ def count_from_writing(spoil: pytest.MonkeyPatch) -> None:
 def count_from_the_answer(spoil: pytest.MonkeyPatch) -> None:
     """Count an own lease from the answer, rather than from asking."""
 
-    def grant(self: membership.Term, _asked_at: float) -> None:
+    def grant(self: Term, _asked_at: float) -> None:
         self.lease.granted(asyncio.get_running_loop().time())
         self._renewed.set()
 
-    spoil.setattr(membership.Term, "grant", grant)
+    spoil.setattr(Term, "grant", grant)
 
 
 def poll_to_the_end(spoil: pytest.MonkeyPatch) -> None:
@@ -444,7 +447,7 @@ def ask_who_leads(spoil: pytest.MonkeyPatch) -> None:
     async def is_alive(self: Membership, owner: str) -> bool:
         name, _, term = owner.rpartition("/")
         found = await self._engine.member(name)
-        entry = None if found is None else membership.entry_of(found.value)
+        entry = None if found is None else entry_of(found.value)
         return entry is not None and entry.term == term
 
     spoil.setattr(Membership, "is_alive", is_alive)

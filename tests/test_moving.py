@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import yaml
 
-from adapter.cluster import engine as engines
 from adapter.cluster import join, moving_in
+from adapter.cluster.answers import asked
 from adapter.cluster.codec import Codec, Page
 from adapter.cluster.engine import Engine, connect
 from adapter.cluster.leaving import leave
@@ -350,7 +350,7 @@ async def test_a_masked_number_is_the_same_from_all_members(tmp_path: Path) -> N
 async def test_a_cancellation_is_not_forgotten() -> None:
     """Who is cancelled just as the answer comes is cancelled: else whoever waits for his end would wait for ever."""
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(engines._asked(asyncio.wait_for(answer, 5.0)))
+    task = asyncio.create_task(asked(asyncio.wait_for(answer, 5.0)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     answer.set_result(1)

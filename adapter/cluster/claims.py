@@ -5,8 +5,9 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.engine import Engine
 from adapter.cluster.membership import Membership
 from adapter.cluster.pages import Pages
 from adapter.errors import ClusterError

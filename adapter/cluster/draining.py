@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from adapter.cluster.engine import Engine
-from adapter.cluster.membership import Entry, entry_of
+from adapter.cluster.entry import Entry, entry_of
 from adapter.cluster.observing import Seen, attached, observe
 from adapter.config import Config
 from adapter.errors import StartError

@@ -17,8 +17,6 @@ Source:
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 import nats.errors
@@ -26,53 +24,24 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, Header, KeyValueConfig, RawStreamMsg, StreamConfig
+from nats.js.api import Header, RawStreamMsg
 from nats.js.kv import KeyValue
 
+from adapter.cluster.answers import ANSWER_S, NOT_FOUND, Stored, asked, is_deletion, stored, waited
+from adapter.cluster.layout import Layout
 from adapter.cluster.servers import dial, hang_up, limit_of, reason_of
 from adapter.config import ClusterConfig
-from adapter.errors import ClusterConflictError, ClusterTooLargeError, ClusterUnavailableError, StartError
+from adapter.errors import ClusterTooLargeError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
 
-_T = TypeVar("_T")
-
-_ANSWER_S = 2.0
-"""How long an answer is waited for. A server that leads no more says nothing; who asks again finds the next leader."""
 _AGAIN_S = 2.0
 """When servers are tried again of which none was there at the start."""
 _CLIENT = "ccgateway2mqtt-"
-_FORGOTTEN_S = 600.0
-"""After how long a lease that nobody struck out goes by itself: the fleet was away as a whole."""
-_COMMANDS_S = 3600.0
-"""How long commands and their results are kept (C4)."""
-_REPEATS_S = 120.0
-"""How long the servers remember ids, by which they know a repeated message."""
 _HEADERS_BYTES = 256
 """More than the headers take of what is appended."""
 _MEASURE_S = 5.0
 """How soon it is looked again whether the servers take larger messages by now."""
-_WRONG_LAST = (10071, 10164)
-_NOT_FOUND = 404
-_NONE_HERE = 10074
-"""JetStream's code for more replicas than there are servers."""
-_OTHERWISE = 10058
-"""JetStream's code for a stream that is there with another configuration."""
 _INFO = "$JS.API.STREAM.INFO."
-_DELETED = frozenset({"DEL", "PURGE"})
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A stored value.
-
-    Attributes:
-        revision: At which it can be replaced.
-        at: Of leases: when it was stored, by the clock of the server that leads.
-    """
-
-    revision: int
-    value: bytes
-    at: str = ""
 
 
 class _State(msgspec.Struct):
@@ -100,12 +69,11 @@ class Engine:
     def __init__(self, client: Client, config: ClusterConfig) -> None:
         self._client = client
         self._config = config
-        self._root = f"ccgateway2mqtt.{config.name}"
-        self._bucket = f"ccgateway2mqtt_{config.name}_members"
-        self._stream = f"ccgateway2mqtt_{config.name}_agents"
-        self._jetstream: JetStreamContext = client.jetstream(timeout=_ANSWER_S)
+        self._layout = Layout(config)
+        self._root, self._stream = self._layout.root, self._layout.agents
+        self._bucket, self._kept = self._layout.members, self._layout.commands
+        self._jetstream: JetStreamContext = client.jetstream(timeout=ANSWER_S)
         self._members: KeyValue
-        self._kept = f"ccgateway2mqtt_{config.name}_commands"
         self._commands: KeyValue
         self._measured_at = float("-inf")
 
@@ -132,46 +100,13 @@ class Engine:
         outage = Outage("cluster")
         while True:
             try:
-                await self._make()
+                self._members, self._commands = await self._layout.make(self._jetstream)
             except ClusterUnavailableError as error:
                 outage.begins("servers", str(error))
                 await asyncio.sleep(_AGAIN_S)
             else:
                 outage.is_over()
                 return
-
-    async def _make(self) -> None:
-        journal = StreamConfig(
-            name=self._stream,
-            description="Agents of ccgateway2mqtt: sessions, and events that are not published yet",
-            subjects=[f"{self._root}.agent.*", f"{self._root}.late.*"],
-            num_replicas=self._config.replicas,
-            allow_rollup_hdrs=True,
-            discard=DiscardPolicy.NEW,
-            duplicate_window=_REPEATS_S,
-        )
-        members = KeyValueConfig(
-            bucket=self._bucket,
-            description="Members of a fleet of ccgateway2mqtt",
-            ttl=_FORGOTTEN_S,
-            replicas=self._config.replicas,
-            direct=True,
-        )
-        commands = KeyValueConfig(
-            bucket=self._kept,
-            description="Commands of a fleet of ccgateway2mqtt, and their results",
-            ttl=_COMMANDS_S,
-            replicas=self._config.replicas,
-        )
-        try:
-            await _asked(self._jetstream.add_stream(journal))
-            self._members = await _asked(self._jetstream.create_key_value(members))
-            self._commands = await _asked(self._jetstream.create_key_value(commands))
-        except nats.js.errors.APIError as err:
-            what = f"cluster.replicas is {self._config.replicas}"
-            hint = what if err.err_code == _NONE_HERE else f"{what}; nats stream edit changes what is there"
-            reason = f"cluster: {self._config.name} cannot be kept there: {err.description}; {hint}"
-            raise StartError(reason, exit_code=1) from err
 
     async def attach(self) -> None:
         """Take the bucket as it is, and make nothing; `describe` says whether there is one. Raises as `members`."""
@@ -192,8 +127,8 @@ class Engine:
             ClusterUnavailableError: Nobody says.
         """
         question = b'{"subjects_filter":"%s.%s"}' % (self._root.encode(), subjects.encode()) if subjects else b""
-        leases = await _asked(self._client.request(f"{_INFO}KV_{self._bucket}", timeout=_ANSWER_S))
-        journals = await _asked(self._client.request(f"{_INFO}{self._stream}", question, timeout=_ANSWER_S))
+        leases = await asked(self._client.request(f"{_INFO}KV_{self._bucket}", timeout=ANSWER_S))
+        journals = await asked(self._client.request(f"{_INFO}{self._stream}", question, timeout=ANSWER_S))
         return leases.data, journals.data
 
     # Members.
@@ -211,12 +146,12 @@ class Engine:
             ClusterUnavailableError: It is not known whether it was stored.
         """
         if replacing:
-            return await _asked(self._members.update(name, value, last=replacing))
-        return await _asked(self._members.create(name, value))
+            return await asked(self._members.update(name, value, last=replacing))
+        return await asked(self._members.create(name, value))
 
     async def strike(self, name: str, revision: int) -> None:
         """Delete a member's lease, if it is still at `revision`. Raises as `enlist`."""
-        await _asked(self._members.delete(name, last=revision))
+        await asked(self._members.delete(name, last=revision))
 
     async def members(self) -> dict[str, Stored]:
         """Read all leases, as one of the servers knows them: perhaps not the very newest, but all of one moment.
@@ -228,7 +163,7 @@ class Engine:
         prefix = f"$KV.{self._bucket}."
         async for message in self._direct(f"KV_{self._bucket}", b'{"multi_last":["%s>"]}' % prefix.encode()):
             headers = message.headers or {}
-            if headers.get("KV-Operation") not in _DELETED:
+            if not is_deletion(headers):
                 name = headers["Nats-Subject"].removeprefix(prefix)
                 found[name] = Stored(int(headers["Nats-Sequence"]), message.data, headers.get("Nats-Time-Stamp", ""))
         return found
@@ -238,8 +173,8 @@ class Engine:
         place = 1
         while True:
             question = self._jetstream.get_msg(f"KV_{self._bucket}", place, f"$KV.{self._bucket}.>", next=True)
-            found: RawStreamMsg | None = await _asked(question, missing=None)
-            if found is None or found.seq is None or _stored(found) is not None:
+            found: RawStreamMsg | None = await asked(question, missing=None)
+            if found is None or found.seq is None or stored(found) is not None:
                 return found is not None
             place = found.seq + 1  # what was deleted leaves a mark
 
@@ -255,10 +190,10 @@ class Engine:
             try:
                 await self._client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
                 while True:
-                    message = await _waited(answers.next_msg(timeout=_ANSWER_S))
+                    message = await waited(answers.next_msg(timeout=ANSWER_S))
                     headers = message.headers or {}
                     status = headers.get("Status")
-                    if status == str(_NOT_FOUND) and before == "0":
+                    if status == str(NOT_FOUND) and before == "0":
                         return
                     if status not in {None, "204"}:
                         raise ClusterUnavailableError(f"status {status}")
@@ -309,7 +244,7 @@ class Engine:
         if size_bytes > self._client.max_payload:
             await self._look_for_room(size_bytes)
             raise ClusterTooLargeError(size_bytes, self._client.max_payload)
-        stored = await _asked(self._jetstream.publish(subject, data, headers=headers))
+        stored = await asked(self._jetstream.publish(subject, data, headers=headers))
         return stored.seq
 
     async def _look_for_room(self, size_bytes: int) -> None:
@@ -347,7 +282,7 @@ class Engine:
         found: list[str] = []
         while True:
             question = {"subjects_filter": f"{self._root}.{kept}.*", "offset": len(found)}
-            answer = await _asked(self._client.request(f"{_INFO}{self._stream}", _encode(question), timeout=_ANSWER_S))
+            answer = await asked(self._client.request(f"{_INFO}{self._stream}", _encode(question), timeout=ANSWER_S))
             page = _decode_page(answer.data)
             if page.state is None:
                 raise ClusterUnavailableError("nobody lists what is kept")
@@ -358,28 +293,28 @@ class Engine:
     async def dissolve(self) -> None:
         """Delete all that is kept of the fleet. Raises as `members`."""
         for stream in (self._stream, f"KV_{self._bucket}", f"KV_{self._kept}"):
-            await _asked(self._jetstream.delete_stream(stream), missing=True)
+            await asked(self._jetstream.delete_stream(stream), missing=True)
 
     async def remove(self, place: int) -> None:
         """Remove one message. Raises as `members`."""
-        await _asked(self._jetstream.delete_msg(self._stream, place))
+        await asked(self._jetstream.delete_msg(self._stream, place))
 
     async def _last(self, stream: str, subject: str) -> Stored | None:
-        return _stored(await _asked(self._jetstream.get_last_msg(stream, subject), missing=None))
+        return stored(await asked(self._jetstream.get_last_msg(stream, subject), missing=None))
 
     async def _next(self, subject: str, place: int, stream: str | None = None) -> Stored | None:
         question = self._jetstream.get_msg(stream or self._stream, place, subject, next=True)
-        return _stored(await _asked(question, missing=None))
+        return stored(await asked(question, missing=None))
 
     # Commands.
 
     async def admit_command(self, key: str, value: bytes) -> None:
         """Keep a new command. Raises as `enlist`."""
-        await _asked(self._commands.create(key, value))
+        await asked(self._commands.create(key, value))
 
     async def settle_command(self, key: str, value: bytes) -> None:
         """Keep a command with its result. Raises as `members`."""
-        await _asked(self._commands.put(key, value))
+        await asked(self._commands.put(key, value))
 
     async def command(self, key: str) -> Stored | None:
         """Read a command from the server that leads. Raises as `members`."""
@@ -449,56 +384,6 @@ class Engine:
             take(message.data)
 
         await self._client.subscribe(f"{self._root}.hint.{what}", cb=taken)
-
-
-_MISSING: object = object()
-
-
-async def _asked(question: Awaitable[_T], missing: object = _MISSING) -> _T:
-    """Wait for an answer, and raise what may be wrong with it as this program does.
-
-    Args:
-        question: The request.
-        missing: Given where there is no such thing.
-    """
-    try:
-        return await _waited(question)
-    except nats.js.errors.KeyWrongLastSequenceError as err:
-        raise ClusterConflictError("another revision") from err
-    except nats.js.errors.APIError as err:
-        if err.err_code in _WRONG_LAST:
-            raise ClusterConflictError("another revision") from err
-        if err.code == _NOT_FOUND and missing is not _MISSING:
-            return missing  # type: ignore[return-value] # the caller's own
-        if err.err_code in (_NONE_HERE, _OTHERWISE):
-            raise
-        raise ClusterUnavailableError(reason_of(err)) from err
-    except (nats.errors.Error, OSError) as err:
-        raise ClusterUnavailableError(reason_of(err)) from err
-
-
-async def _waited(question: Awaitable[_T]) -> _T:
-    """Wait for nats-py, and be cancelled whenever that is asked for.
-
-    It waits by `asyncio.wait_for`, which forgets before Python 3.12 a cancellation that comes together with the answer:
-    who waits for the end of the task would wait for ever.
-    """
-    task = asyncio.current_task()
-    before = 0 if task is None else task.cancelling()
-    try:
-        return await question
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
-def _stored(message: object) -> Stored | None:
-    if message is None:
-        return None
-    headers = getattr(message, "headers", None) or {}
-    if headers.get("KV-Operation") in _DELETED:
-        return None
-    return Stored(message.seq, message.data or b"")  # type: ignore[attr-defined] # nats-py's own raw message
 
 
 @contextlib.asynccontextmanager

@@ -19,12 +19,13 @@ from collections.abc import Iterable
 from functools import partial
 
 from adapter.clock import steady_time
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.engine import Engine
 from adapter.cluster.kept import KeptCommands
-from adapter.cluster.membership import Term
 from adapter.cluster.pages import Own, Pages
 from adapter.cluster.quorum import Quorum
+from adapter.cluster.term import Term
 from adapter.errors import ClusterUnavailableError, StorageFullError
 from adapter.store.database import Database
 from adapter.store.outbox import Outbox

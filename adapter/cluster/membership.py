@@ -15,23 +15,21 @@ that was written before. A term that is gone never comes back.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
-import httpx
 import msgspec
 
-from adapter import __version__
 from adapter.clock import lasting_time
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
-from adapter.cluster.lease import Census, Lease, Terms
+from adapter.cluster.engine import Engine
+from adapter.cluster.entry import Entry, content_of, entry_of, outline, replace_entry
+from adapter.cluster.lease import Census, Terms
 from adapter.cluster.servers import heed_cancellation
+from adapter.cluster.term import Term
 from adapter.config import Config
 from adapter.errors import ClusterConflictError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
@@ -47,81 +45,6 @@ _REMEMBERED = 1000
 """So many owners that are gone are remembered; one that is not costs another renewal."""
 _TELL_S = 1.0
 """How long a member that leaves waits until the others can know it, before it hands its agents over."""
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member's lease says.
-
-    Attributes:
-        term: Makes one life of a member of each name; agents belong to ``name/term``.
-        count: Goes up at each renewal, so that no two look alike.
-        content: A hash of what all members have to have alike.
-        proof: Something that is sealed with the member's key.
-        storage: Where its outbox lies: whoever has the same knows that the process before is gone.
-        since: Unix time in seconds at which the term began; the oldest of those who stay speaks for the fleet.
-        leaving: Whether it hands its agents over, or has: it was told to drain, or ends.
-        agents: How many it has.
-    """
-
-    term: str
-    count: int
-    content: str
-    proof: bytes
-    storage: str
-    since: float = 0.0
-    leaving: bool = False
-    agents: int = 0
-    version: str = __version__
-
-
-class Term:
-    """One life of a member, from its enlisting to its being struck out: what requests to the gateway wait for.
-
-    Attributes:
-        owner: How journals name it.
-        lease: Its lease.
-    """
-
-    def __init__(self, owner: str, terms: Terms) -> None:
-        self.owner = owner
-        self.lease = Lease(terms)
-        self._renewed = asyncio.Event()
-        self._over = False
-
-    async def wait(self) -> None:
-        """Wait until a poll may start.
-
-        Raises:
-            httpx.ConnectError: None will.
-        """
-        while not self.valid():
-            if self._over:
-                raise httpx.ConnectError("another member polls this agent by now")
-            self._renewed.clear()
-            await self._renewed.wait()
-
-    def valid(self) -> bool:
-        """Say whether a poll may start: the lease outlives it."""
-        return self.lease.outlives_a_poll(lasting_time())
-
-    def holds(self) -> bool:
-        """Say whether nobody else can own what is ours."""
-        return self.lease.holds(lasting_time())
-
-    def left_s(self) -> float:
-        """Say for how many seconds the lease is good."""
-        return self.lease.left_s(lasting_time())
-
-    def grant(self, asked_at: float) -> None:
-        """Take note that what was asked for at a moment has been granted."""
-        self.lease.granted(asked_at)
-        self._renewed.set()
-
-    def end(self) -> None:
-        """End it for good."""
-        self._over = True
-        self.lease.end()
-        self._renewed.set()
 
 
 class Membership:
@@ -345,7 +268,7 @@ class Membership:
         found = await self._engine.members()
         self._census.look({name: stored.revision for name, stored in found.items()}, lasting_time())
         others = {name: entry for name, stored in found.items() if (entry := entry_of(stored.value)) is not None}
-        if _outline(others) != _outline(self.others):
+        if outline(others) != outline(self.others):
             self.changed.set()
         self.others, self._unreadable = others, found.keys() - others.keys()
         ours = others.get(self.name)
@@ -437,45 +360,6 @@ class Membership:
             await self._engine.strike(self.name, self._revision)
         except (ClusterConflictError, ClusterUnavailableError) as error:
             _log.debug("cluster: leaving: %s", error)
-
-
-def content_of(config: Config) -> str:
-    """Hash what all members have to have alike.
-
-    Without secrets, which change one member after the other, and without the places of files, which differ.
-    """
-    sign_ins = (agent.sign_in and replace(agent.sign_in, password="") for agent in config.agents)
-    agents = [
-        replace(
-            agent, guid=agent.guid and "", guid_file=agent.guid_file and Path(agent.guid_file.name), sign_in=sign_in
-        )
-        for agent, sign_in in zip(config.agents, sign_ins, strict=True)
-    ]
-    alike = (
-        replace(config.gateway, ca_file=None, proxy=None),
-        config.mqtt.topic_prefix,
-        config.mqtt.stream,
-        config.privacy,
-        sorted(agents, key=lambda agent: agent.work_no),
-    )
-    return hashlib.sha256(msgspec.json.encode(alike, enc_hook=str, order="deterministic")).hexdigest()
-
-
-def replace_entry(entry: Entry, **changes: object) -> Entry:
-    """Give a lease with some of its members changed."""
-    return msgspec.structs.replace(entry, **changes)
-
-
-def entry_of(value: bytes) -> Entry | None:
-    """Read a lease; `None` where it is none of ours."""
-    try:
-        return msgspec.json.decode(value, type=Entry)
-    except msgspec.DecodeError:
-        return None
-
-
-def _outline(members: dict[str, Entry]) -> dict[str, tuple[str, bool, str]]:
-    return {name: (entry.term, entry.leaving, entry.content) for name, entry in members.items()}
 
 
 def _new_name() -> str:

@@ -12,8 +12,9 @@ from functools import partial
 
 import msgspec
 
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.engine import Engine
 from adapter.cluster.kept import command_key
 from adapter.cluster.moving import FLEET, LEFT, insist
 from adapter.config import Config

@@ -11,8 +11,8 @@ from datetime import datetime
 import msgspec
 
 from adapter.cluster.engine import Engine, connect
+from adapter.cluster.entry import Entry, content_of, entry_of
 from adapter.cluster.lease import Terms
-from adapter.cluster.membership import Entry, content_of, entry_of
 from adapter.config import ClusterConfig, Config
 from adapter.errors import ClusterUnavailableError, StartError
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
+from adapter.cluster.answers import Stored
 from adapter.cluster.codec import Codec
-from adapter.cluster.engine import Engine, Stored
+from adapter.cluster.engine import Engine
 from adapter.cluster.kept import command_key
-from adapter.cluster.membership import Term
 from adapter.cluster.quorum import Quorum
+from adapter.cluster.term import Term
 from adapter.errors import ClusterConflictError, ClusterUnavailableError
 from adapter.event import new_id
 from adapter.store.records import AgentRecord, Change, Outgoing

@@ -19,7 +19,7 @@ import nats.errors
 import nats.js.errors
 import yaml
 
-from adapter.cluster.membership import Entry
+from adapter.cluster.entry import Entry
 from adapter.cluster.shares import shares
 from bench.chaos.gateway import Row
 from bench.chaos.parts import Gateway, Mosquitto, Part
