@@ -280,12 +280,27 @@ async def test_a_member_tells_its_part(tmp_path: Path, shared_broker: Broker) ->
     }
 
 
+def shown(member: Running, name: str) -> float:
+    """Read one of the figures that a member shows of the fleet."""
+    return member.app._role.figures().values[f"cluster_{name}"][1]
+
+
+async def test_one_speaks_while_members_differ(tmp_path: Path, shared_broker: Broker) -> None:
+    """Point 6: two that speak at once would throw each other off the broker, for as long as a reload takes."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        async with members(paths) as (a, b):
+            await until(lambda: shown(a, "members") == shown(b, "members") == 2)
+            values = yaml.safe_load(b.path.read_text())
+            values["agents"].pop()
+            b.path.write_text(yaml.safe_dump(values))
+            await b.app.reload()
+            await until(lambda: shown(a, "unlike_members") == shown(b, "unlike_members") == 1)
+            assert (shown(a, "speaks"), shown(b, "speaks")) == (1, 0)
+
+
 async def test_what_befalls_members_shows(tmp_path: Path, shared_broker: Broker) -> None:
     """Point 6: a drained member, agents taken, events that came late, another configuration, and being struck out."""
-
-    def shown(member: Running, name: str) -> float:
-        return member.app._role.figures().values[f"cluster_{name}"][1]
-
     async with servers(tmp_path) as nats, simulated() as simulator:
         paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
         config = config_of(nats)

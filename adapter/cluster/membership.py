@@ -99,13 +99,15 @@ class Membership:
     @property
     def sharing(self) -> list[str]:
         """The members that agents are shared among: those with our configuration who stay."""
-        return sorted(
+        return sorted(name for name in self._staying if self.others[name].content == self._entry.content)
+
+    @property
+    def _staying(self) -> list[str]:
+        return [
             name
             for name, entry in self.others.items()
-            if entry.content == self._entry.content
-            and not entry.leaving
-            and not (name == self.name and self._entry.leaving)
-        )
+            if not entry.leaving and not (name == self.name and self._entry.leaving)
+        ]
 
     @property
     def unlike(self) -> list[str]:
@@ -114,8 +116,11 @@ class Membership:
 
     @property
     def speaker(self) -> str | None:
-        """The member that speaks for the fleet: it changes only when that one goes."""
-        return min(self.sharing, key=lambda name: (self.others[name].since, name), default=None)
+        """The member that speaks for the fleet: it changes only when that one goes.
+
+        Whatever its configuration: while members reload theirs one after the other, all have to see the same one.
+        """
+        return min(self._staying, key=lambda name: (self.others[name].since, name), default=None)
 
     @property
     def leaving(self) -> bool:
