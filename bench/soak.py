@@ -9,23 +9,23 @@ more at most, nothing may be lost without a cause, and nothing may stand against
 
 import argparse
 import asyncio
-import contextlib
 import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from bench.chaos.ending import evidence, judge_kept, judge_lost_answers, settle, stop
 from bench.chaos.judge import Verdict, judge
+from bench.chaos.judged import judged
 from bench.chaos.stage import Setting, Stage
-from bench.support import BenchError, end_by_signal, raise_file_limit, table
+from bench.support import BenchError
 
 _SAMPLE_S = 2.0
 _WINDOW_S = 30.0
@@ -249,24 +249,9 @@ def main() -> int:
     options = Options(
         agents=given.agents, seconds=given.seconds, warm_up_s=given.warm_up, every_s=given.every, seed=given.seed
     )
-    end_by_signal()
-    raise_file_limit()
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    with contextlib.ExitStack() as stack:
-        directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            verdict = asyncio.run(run(options, directory))
-        except BenchError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    head = [f"{options.agents:,} agents, {options.seconds:g} s, seed {options.seed}", "ccgateway2mqtt"]
-    print(table(head, [list(row) for row in verdict.figures.items()]))
-    for fault in verdict.faults:
-        print(f"FAULT {fault}", file=sys.stderr)
-    return 1 if verdict.faults else 0
+    head = f"{options.agents:,} agents, {options.seconds:g} s, seed {options.seed}"
+    return judged(partial(run, options), keep=given.keep, head=(head, "ccgateway2mqtt"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,19 @@ import pytest
 
 from adapter.publisher import WINDOW
 from bench.chaos.evidence import Evidence
-from bench.chaos.gateway import NUMBER, Row
+from bench.chaos.gateway import NUMBER
 from bench.chaos.judge import judge
 from bench.chaos.peers import Got, Sent
 from bench.chaos.relay import Packets, Published, Relay
 from bench.chaos.stage import Harm
+from tests.chaos_support import row_of
 
 pytestmark = pytest.mark.harm
 
 _ROOT = Path(__file__).parent.parent
 _KILLS = 5
+_row = partial(row_of, lasts_s=0.1)
 _WHOLE_S = 300.0
-
-
-def _row(place: int, **changes: Any) -> Row:  # noqa: ANN401 - any of its fields
-    """Make the poll of agent 101 that is handed out event `place`, half a second after the one before."""
-    row = Row(
-        work_no="101",
-        began_at=100.0 + place / 2,
-        ended_at=100.0 + place / 2 + 0.1,
-        number=place,
-        whole=True,
-        good=True,
-        guid="guid",
-        new_guid=None,
-        calldata=None,
-        connection=1,
-    )
-    return row._replace(**changes)
 
 
 def _payload(number: int, **changes: Any) -> bytes:  # noqa: ANN401 - any JSON

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,14 @@ from bench.chaos.gateway import NUMBER, Row
 from bench.chaos.peers import Got
 from bench.fleet.judge import Proof, judge
 from bench.fleet.stage import Kind, Step
+from tests.chaos_support import row_of
 
 pytestmark = pytest.mark.harm
 
 _ROOT = Path(__file__).parent.parent
 _WHOLE_S = 420.0
 _HOLD_S = 2.0
-
-
-def _row(place: int, **changes: Any) -> Row:  # noqa: ANN401 - any of its fields
-    """Make the poll of agent 101 that is handed out event `place`, half a second after the one before."""
-    row = Row(
-        work_no="101",
-        began_at=100.0 + place / 2,
-        ended_at=100.0 + place / 2 + 0.2,
-        number=place,
-        whole=True,
-        good=True,
-        guid="guid",
-        new_guid=None,
-        calldata=None,
-        connection=1,
-    )
-    return row._replace(**changes)
+_row = partial(row_of, lasts_s=0.2)
 
 
 def _got(number: int, topic: str, **changes: Any) -> Got:  # noqa: ANN401 - any JSON

@@ -4,19 +4,17 @@ The seed is printed at the start. The exit code is 1 where a promise was broken;
 """
 
 import argparse
-import asyncio
-import contextlib
 import random
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from bench.chaos.ending import evidence, judge_kept, judge_lost_answers, settle, stop
 from bench.chaos.judge import Verdict, judge
+from bench.chaos.judged import judged
 from bench.chaos.plan import Plan
 from bench.chaos.stage import Setting, Stage
-from bench.support import BenchError, end_by_signal, raise_file_limit, table
 
 _SETTLE_S = 180.0
 
@@ -72,24 +70,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of all chance")
     parser.add_argument("--keep", type=Path, help="a directory for all logs and data, which stays")
     options = parser.parse_args()
-    end_by_signal()
-    raise_file_limit()
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    with contextlib.ExitStack() as stack:
-        directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            verdict = asyncio.run(run(options, directory))
-        except BenchError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    head = [f"{options.agents} agents, {options.kills} kills, seed {options.seed}", "seen"]
-    print(table(head, [list(row) for row in verdict.figures.items()]))
-    for fault in verdict.faults:
-        print(f"FAULT {fault}", file=sys.stderr)
-    return 1 if verdict.faults else 0
+    head = f"{options.agents} agents, {options.kills} kills, seed {options.seed}"
+    return judged(partial(run, options), keep=options.keep, head=(head, "seen"))
 
 
 if __name__ == "__main__":

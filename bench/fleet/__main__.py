@@ -4,27 +4,26 @@ The exit code is 1 where a promise was broken; the tables say what was seen.
 """
 
 import argparse
-import asyncio
-import contextlib
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from bench.chaos.judge import Verdict
-from bench.fleet.judge import HEAD, Proof, Seen, judge
+from bench.chaos.judged import judged
+from bench.fleet.judge import HEAD, Proof, judge
 from bench.fleet.machines import enter
 from bench.fleet.plan import Plan
 from bench.fleet.stage import Setting, Stage
-from bench.support import BenchError, end_by_signal, raise_file_limit, table
+from bench.support import BenchError, table
 
 _AWAY_S = 30.0
 _SHORT = "kill leader both stop burst partition split drain"
 """What the short form does."""
 
 
-async def run(options: argparse.Namespace, directory: Path) -> tuple[Verdict, list[Seen]]:
-    """Run it.
+async def run(options: argparse.Namespace, directory: Path) -> Verdict:
+    """Run it, and print what was seen of each step.
 
     Raises:
         BenchError: A part ended, or something did not happen that must.
@@ -55,7 +54,8 @@ async def run(options: argparse.Namespace, directory: Path) -> tuple[Verdict, li
     verdict, seen = judge(proof)
     verdict.figures["time"] = f"{time.monotonic() - began_at:.0f} s"
     verdict.faults += wrong
-    return verdict, seen
+    print(table(HEAD, [each.row() for each in seen]), end="\n\n")
+    return verdict
 
 
 def main() -> int:
@@ -72,25 +72,12 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help=f"only: {_SHORT}")
     parser.add_argument("--keep", type=Path, help="a directory for all logs and data, which stays")
     options = parser.parse_args()
-    end_by_signal()
-    raise_file_limit()
-    with contextlib.ExitStack() as stack:
-        try:
-            enter()
-            directory = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
-            directory.mkdir(parents=True, exist_ok=True)
-            verdict, steps = asyncio.run(run(options, directory))
-        except BenchError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    print(table(HEAD, [seen.row() for seen in steps]), end="\n\n")
-    head = [f"{options.agents} agents, {options.members} members, hold {options.hold:g} s", "seen"]
-    print(table(head, [list(row) for row in verdict.figures.items()]))
-    for fault in verdict.faults:
-        print(f"FAULT {fault}", file=sys.stderr)
-    return 1 if verdict.faults else 0
+    try:
+        enter()
+    except BenchError as error:
+        parser.exit(1, f"{error}\n")
+    head = f"{options.agents} agents, {options.members} members, hold {options.hold:g} s"
+    return judged(partial(run, options), keep=options.keep, head=(head, "seen"))
 
 
 if __name__ == "__main__":
