@@ -139,6 +139,8 @@ class Membership:
         """
         outage = Outage("cluster")
         while True:
+            heed_cancellation()
+            self._see_that_we_are_wanted()
             try:
                 before = await self._engine.member(self.name)  # where nobody leads, no look counts: none could renew
                 await self._look()
@@ -159,6 +161,10 @@ class Membership:
                     raise
                 outage.begins("configuration", str(error).removeprefix("cluster: "), grave=True)
             await asyncio.sleep(self._terms.renew_s)
+
+    def _see_that_we_are_wanted(self) -> None:
+        if self._engine.closed:
+            raise StartError("cluster: the servers have closed the connection for good", exit_code=1)
 
     def _is_over(self, before: Stored) -> bool:
         """Say whether a lease of our name is of a process that is surely gone."""
@@ -210,8 +216,7 @@ class Membership:
         await self._engine.listen("undrain", lambda name: self._turn(name, leaving=False))
         while True:
             self._at_once.clear()
-            if self._engine.closed:
-                raise StartError("cluster: the servers have closed the connection for good", exit_code=1)
+            self._see_that_we_are_wanted()
             await self._keep()
             heed_cancellation()
             if self._turned:
