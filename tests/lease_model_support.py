@@ -300,6 +300,11 @@ class Port:
     def closed(self) -> bool:
         return False
 
+    @property
+    def talk(self) -> Self:
+        """Both in one."""
+        return self
+
     async def tell(self, what: str, data: bytes) -> None:
         """Say nothing: any hint may be lost."""
 
@@ -460,7 +465,14 @@ class Pages:
         self.doubtful.discard(work_no)
         return record
 
-    async def release(self, work_no: str, _record: AgentRecord, insists: Callable[[], bool]) -> None:
+    async def release(
+        self,
+        work_no: str,
+        _record: AgentRecord,
+        *,
+        insists: Callable[[], bool],
+        waits: Callable[[], bool],  # noqa: ARG002 - nothing is being stored
+    ) -> None:
         place, message_id = self.own.pop(work_no), self._id()
         while True:
             try:

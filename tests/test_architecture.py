@@ -60,6 +60,7 @@ FLOORS = (
         "cluster.topics",
         "cluster.codec",
         "cluster.servers",
+        "cluster.talk",
         "cluster.answers",
         "cluster.layout",
         "cluster.engine",

@@ -306,7 +306,7 @@ async def test_what_befalls_members_shows(tmp_path: Path, shared_broker: Broker)
         config = config_of(nats)
         async with members(paths) as (a, b), engine_of(config, "test") as engine:
             await until(lambda: all(polled_by([a, b])) and sum(map(len, polled_by([a, b]))) == AGENTS)
-            await engine.tell("drain", b"a")
+            await engine.talk.tell("drain", b"a")
             await until(lambda: shown(a, "leaving") and shown(b, "claims_total") == shown(b, "agents") == AGENTS)
             assert (shown(a, "agents"), shown(b, "leaving"), shown(b, "members")) == (0, 0, 1)
 

@@ -173,11 +173,11 @@ async def test_hints_reach_all_members(tmp_path: Path) -> None:
     """Point 4: a member that hands an agent over need not be waited for."""
     async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine, engine_of(config_of(nats)) as other:
         heard: list[bytes] = []
-        await engine.listen("released", heard.append)
-        await other.listen("released", heard.append)
+        await engine.talk.listen("released", heard.append)
+        await other.talk.listen("released", heard.append)
         await other.members()  # whose answer comes behind the subscription
 
-        await engine.tell("released", b"101")
+        await engine.talk.tell("released", b"101")
 
         await until(lambda: heard == [b"101", b"101"])
 
@@ -195,13 +195,14 @@ async def test_without_a_quorum_nothing_is_promised(tmp_path: Path) -> None:
     async with servers(tmp_path, 3) as nats, engine_of(config_of(nats)) as engine:
         revision, other = await engine.enlist("a", b"1"), await engine.enlist("c", b"1")
         place = await engine.append(engine.journal("101"), b"1", after=0, message_id="1")
+        beside = await engine.append(engine.journal("102"), b"1", after=0, message_id="beside")
         changes: list[Callable[[Engine], Awaitable[object]]] = [
             lambda engine: engine.enlist("a", b"2", replacing=revision),
             lambda engine: engine.enlist("b", b"2"),
             lambda engine: engine.strike("c", other),
             lambda engine: engine.append(engine.journal("101"), b"2", after=place, message_id="2"),
             lambda engine: engine.append_late("101", b"late", message_id="late"),
-            lambda engine: engine.remove(place),
+            lambda engine: engine.remove(beside),
         ]
         for node in nats.nodes[1:]:
             await node.kill()

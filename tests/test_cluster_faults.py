@@ -178,7 +178,7 @@ async def test_an_agent_that_changes_while_it_moves_is_polled_by_one(tmp_path: P
             assert isinstance(fleet, SharedFleet)
             moving = min(polled_by(running)[0])
             await until(lambda: simulator.polling(moving))
-            await engine.tell("drain", b"a")
+            await engine.talk.tell("drain", b"a")
             await until(lambda: moving in fleet._leaving)
             for path, member in zip(paths, running, strict=True):
                 values = yaml.safe_load(path.read_text())

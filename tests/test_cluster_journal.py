@@ -25,11 +25,6 @@ RECORD = AgentRecord(
 )
 
 
-def at_once() -> bool:
-    """Do not insist."""
-    return False
-
-
 def on_disk(directory: Path) -> bytes:
     """Read all that the first server has stored."""
     return b"".join(path.read_bytes() for path in directory.glob("nats-*/n0/**/*") if path.is_file())
@@ -76,7 +71,7 @@ async def test_who_has_lost_an_agent_keeps_what_came_for_its_owner(tmp_path: Pat
         lost: list[str] = []
         heard: list[bytes] = []
         journal.pages.lost = lost.append
-        await engine.listen("late", heard.append)
+        await engine.talk.listen("late", heard.append)
         await journal.claim("101", None)
         async with journal_of(tmp_path, config_of(nats), "b") as (other, _, _):
             assert await other.claim("101", await engine.last("101")) is not None
@@ -149,8 +144,8 @@ async def test_what_is_released_keeps_what_is_not_published(tmp_path: Path) -> N
             journal.acknowledge(entry.row)
         await journal.commit(waiting)
 
-        await journal.pages.release("101", replace(RECORD, seq=1), at_once)
-        await journal.pages.release("102", replace(RECORD, work_no="102", seq=1), at_once)
+        await journal.pages.release("101", replace(RECORD, seq=1))
+        await journal.pages.release("102", replace(RECORD, work_no="102", seq=1))
 
         assert not journal.pages.owns("101")
         assert await line_of(journal) == []
@@ -225,7 +220,7 @@ async def test_secrets_are_stored_sealed(tmp_path: Path) -> None:
         async with journal_of(tmp_path, config_of(nats)) as (journal, engine, _):
             await journal.claim("101", None)
             await journal.commit(event(RECORD, 1))
-            await journal.pages.release("101", replace(RECORD, guid="another-guid-that-nobody-may-read"), at_once)
+            await journal.pages.release("101", replace(RECORD, guid="another-guid-that-nobody-may-read"))
             stored = b"".join(page.value for page in await pages(engine, "101"))
         kept = on_disk(tmp_path)
         assert b"state-that-all-may-read" in kept
@@ -249,8 +244,15 @@ async def test_an_event_that_waits_for_a_quorum_outlives_its_poller(tmp_path: Pa
         storing.cancel()
         await asyncio.wait([storing])
         with pytest.raises(ClusterUnavailableError):
-            await journal.pages.release("101", replace(RECORD, seq=1), at_once)
-        releasing = asyncio.create_task(journal.pages.release("101", replace(RECORD, seq=1), lambda: True))
+            await journal.pages.release("101", replace(RECORD, seq=1))
+        asked: list[bool] = []
+
+        def waits() -> bool:
+            asked.append(True)
+            return True
+
+        releasing = asyncio.create_task(journal.pages.release("101", replace(RECORD, seq=1), waits=waits))
+        await until(lambda: asked)
 
         nats.nodes[0].thaw()
         async with asyncio.timeout(60):

@@ -153,9 +153,9 @@ async def test_who_ends_is_not_filled_again(tmp_path: Path, config: Config) -> N
         await membership.enlist()
         async with kept(membership):
             heard: list[bytes] = []
-            await engine.listen("undrain", heard.append)
+            await engine.talk.listen("undrain", heard.append)
             await membership.leave_soon()
-            await engine.tell("undrain", b"a")
+            await engine.talk.tell("undrain", b"a")
             await until(lambda: heard)
             await engine.members()  # whose answer comes behind all that was told
             assert membership.leaving

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from adapter.cluster.codec import Codec
+from adapter.cluster.journal import Journal
 from adapter.cluster.kept import command_key
 from adapter.cluster.late import waiting
 from adapter.cluster.pages import TakenIn
@@ -93,7 +94,9 @@ async def test_what_is_forgotten_had_been_published(tmp_path: Path) -> None:
             paths = [configure(tmp_path, simulator, broker, nats, name) for name in ("a", "b")]
             broker.stop()
             async with members(paths[:1]) as running:
-                await until(lambda: GONE in running[0].app._role.outbox.agents)
+                journal = running[0].app._outbox
+                assert isinstance(journal, Journal)
+                await until(lambda: journal.pages.owns(GONE))
                 await running[0].stop()
             assert GONE in await kept(nats)
             broker.start()
@@ -186,7 +189,7 @@ async def test_what_came_late_is_numbered_once(tmp_path: Path) -> None:
                 journal.acknowledge(entry.row)
             await journal.commit(event(replace(RECORD, seq=1), 2))
             assert [Codec.read(page.value).seq for page in await pages(engine, GONE)] == [2]
-            await journal.pages.release(GONE, None, lambda: False)
+            await journal.pages.release(GONE, None)
             await journal.commit(TakenIn(agent=RECORD, outgoing=list(messages), place=place))
             assert await engine.next_late(GONE, place + 1) is None, "it is there for the next owner already"
 

@@ -55,7 +55,7 @@ class SharedCommands(Commands):
 
     async def listen(self) -> None:
         """Begin to hear of commands that other members took."""
-        await self._engine.listen("command", self._hear)
+        await self._engine.talk.listen("command", self._hear)
 
     async def restore(self, pending: list[CommandRecord]) -> None:
         """Go on with commands whose agent's poller was replaced by another."""
@@ -89,7 +89,7 @@ class SharedCommands(Commands):
         return super()._hand_over(command)
 
     def _tell(self, hint: bytes) -> None:
-        self._soon(self._engine.tell("command", hint))
+        self._soon(self._engine.talk.tell("command", hint))
 
     def _hear(self, data: bytes) -> None:
         work_no, _, key = data.decode().partition(" ")

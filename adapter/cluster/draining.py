@@ -37,7 +37,7 @@ async def turn(config: Config, name: str, *, leaving: bool, within_s: float, tel
             async with asyncio.timeout(within_s):
                 while entry.leaving != leaving or (leaving and entry.agents):
                     if entry.leaving != leaving:
-                        await engine.tell("drain" if leaving else "undrain", name.encode())
+                        await engine.talk.tell("drain" if leaving else "undrain", name.encode())
                     await asyncio.sleep(_TOLD_S)
                     entry = await _entry(engine, name, term)
         except TimeoutError:

@@ -16,7 +16,7 @@ Source:
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import msgspec
 import nats.errors
@@ -30,6 +30,7 @@ from nats.js.kv import KeyValue
 from adapter.cluster.answers import ANSWER_S, NOT_FOUND, Stored, asked, is_deletion, stored, waited
 from adapter.cluster.layout import Layout
 from adapter.cluster.servers import dial, hang_up, limit_of, reason_of
+from adapter.cluster.talk import Talk
 from adapter.config import ClusterConfig
 from adapter.errors import ClusterTooLargeError, ClusterUnavailableError, StartError
 from adapter.outage import Outage
@@ -64,7 +65,11 @@ _decode_page = msgspec.json.Decoder(_Page).decode
 
 
 class Engine:
-    """One connection to the servers, and what lies there of one fleet. Made by `connect`."""
+    """One connection to the servers, and what lies there of one fleet. Made by `connect`.
+
+    Attributes:
+        talk: What members tell and ask each other.
+    """
 
     def __init__(self, client: Client, config: ClusterConfig) -> None:
         self._client = client
@@ -76,6 +81,7 @@ class Engine:
         self._members: KeyValue
         self._commands: KeyValue
         self._measured_at = float("-inf")
+        self.talk = Talk(client, self._root)
 
     async def change_server(self) -> None:
         """Take another server in place of one that may be cut off from the others, or gone without a word."""
@@ -328,62 +334,6 @@ class Engine:
             found.append(message)
             place = message.revision + 1
         return found
-
-    # Questions to all members.
-
-    async def ask(self, what: str, data: bytes, enough: Callable[[list[bytes]], bool], within_s: float) -> list[bytes]:
-        """Ask all members something; give what they answer.
-
-        Args:
-            what: What `serve` names it.
-            data: The question.
-            enough: Whether no more answers are waited for.
-            within_s: For how long.
-
-        Raises:
-            ClusterUnavailableError: Nobody can be asked.
-        """
-        inbox, given = self._client.new_inbox(), list[bytes]()
-        try:
-            heard = await self._client.subscribe(inbox)
-            try:
-                await self._client.publish(f"{self._root}.ask.{what}", data, reply=inbox)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(within_s):
-                        while not enough(given):
-                            given.append((await heard.next_msg(timeout=within_s)).data)
-            finally:
-                await heard.unsubscribe()
-        except nats.errors.TimeoutError:
-            pass
-        except nats.errors.Error as err:
-            raise ClusterUnavailableError(reason_of(err)) from err
-        return given
-
-    async def serve(self, what: str, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        """Answer a question that is asked of all members."""
-
-        async def asked(message: Msg) -> None:
-            given = await answer(message.data)
-            with contextlib.suppress(nats.errors.Error):
-                await message.respond(given)
-
-        await self._client.subscribe(f"{self._root}.ask.{what}", cb=asked)
-
-    # Hints: what one member tells the others so that they need not wait; any of it may be lost.
-
-    async def tell(self, what: str, data: bytes) -> None:
-        """Send a hint to all members."""
-        with contextlib.suppress(nats.errors.Error):
-            await self._client.publish(f"{self._root}.hint.{what}", data)
-
-    async def listen(self, what: str, take: Callable[[bytes], None]) -> None:
-        """Have hints of others and our own taken."""
-
-        async def taken(message: Msg) -> None:
-            take(message.data)
-
-        await self._client.subscribe(f"{self._root}.hint.{what}", cb=taken)
 
 
 @contextlib.asynccontextmanager

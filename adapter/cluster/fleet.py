@@ -134,7 +134,7 @@ class SharedFleet(Fleet):
         if work_no in self.pollers:
             super().show_again(work_no)
         elif work_no in self.configured:
-            self._tasks.create_task(self._engine.tell("show", work_no.encode()))
+            self._tasks.create_task(self._engine.talk.tell("show", work_no.encode()))
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Hand all agents over, each when its poll is over; in a `hurry` at once."""
@@ -157,8 +157,8 @@ class SharedFleet(Fleet):
 
     async def _balance(self) -> None:
         """Bring what is polled here together with what is our share, again and again."""
-        await self._engine.listen("released", self._hear_released)
-        await self._engine.listen("show", self._hear_show)
+        await self._engine.talk.listen("released", self._hear_released)
+        await self._engine.talk.listen("show", self._hear_show)
         sharing: list[str] = []
         configured: dict[str, AgentConfig] = {}
         while True:
@@ -198,15 +198,17 @@ class SharedFleet(Fleet):
         self.released(work_no)
         await self._journal.published(work_no, _PUBLISHED_S)
         if self._journal.pages.owns(work_no):
-            await self._make_free(work_no, record)
+            await self._make_free(work_no, record, hurry)
 
-    async def _make_free(self, work_no: str, record: AgentRecord) -> None:
+    async def _make_free(self, work_no: str, record: AgentRecord, hurry: asyncio.Event) -> None:
         try:
-            await self._journal.pages.release(work_no, record, lambda: not self._stopping)
+            await self._journal.pages.release(
+                work_no, record, insists=lambda: not self._stopping, waits=lambda: not hurry.is_set()
+            )
         except ClusterUnavailableError as error:
             self._left += 1
             _log.debug("agent %s: not handed over: %s", work_no, error)
-        await self._engine.tell("released", work_no.encode())
+        await self._engine.talk.tell("released", work_no.encode())
 
     async def _claim_our_share(self) -> None:
         busy = self.pollers.keys() | self._leaving.keys() | self._strays.under_way.keys()
@@ -238,7 +240,7 @@ class SharedFleet(Fleet):
         if record is None or not self._journal.pages.owns(work_no):
             return  # somebody was first, or we were struck out; the next look shows who has it
         if self._stopping or work_no not in self.configured:
-            await self._make_free(work_no, record)
+            await self._make_free(work_no, record, self._never)
             return
         self.take(self.configured[work_no], record, self._begin_after(found) + place * _CONNECT_S)
         self.taken += 1

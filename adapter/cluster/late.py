@@ -61,7 +61,7 @@ class Late:
             if self._presence(work_no.decode()) is not None:
                 heard.set()
 
-        await self._engine.listen("late", hear)
+        await self._engine.talk.listen("late", hear)
         while True:
             heed_cancellation()
             with contextlib.suppress(TimeoutError):

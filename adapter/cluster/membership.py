@@ -211,9 +211,9 @@ class Membership:
 
     async def run(self) -> None:
         """Keep the lease, see who else is there, and heed what we are told, until cancelled."""
-        await self._engine.listen("members", lambda _: self._at_once.set())
-        await self._engine.listen("drain", lambda name: self._turn(name, leaving=True))
-        await self._engine.listen("undrain", lambda name: self._turn(name, leaving=False))
+        await self._engine.talk.listen("members", lambda _: self._at_once.set())
+        await self._engine.talk.listen("drain", lambda name: self._turn(name, leaving=True))
+        await self._engine.talk.listen("undrain", lambda name: self._turn(name, leaving=False))
         while True:
             self._at_once.clear()
             self._see_that_we_are_wanted()
@@ -221,7 +221,7 @@ class Membership:
             heed_cancellation()
             if self._turned:
                 self._turned = False
-                await self._engine.tell("members", self.name.encode())
+                await self._engine.talk.tell("members", self.name.encode())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._terms.renew_s):
                     await self._at_once.wait()
@@ -345,7 +345,7 @@ class Membership:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_S):
                 await self._told.wait()
-        await self._engine.tell("members", self.name.encode())
+        await self._engine.talk.tell("members", self.name.encode())
 
     def _turn(self, name: bytes, *, leaving: bool) -> None:
         """Hand our agents over or take our share again, where it is us who are told."""

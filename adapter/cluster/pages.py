@@ -31,8 +31,10 @@ _log = logging.getLogger(__name__)
 
 _AGAIN_S = 0.2
 """When it is tried again to release an agent."""
-_PATIENCE_S = 1.0
-"""How long a member that leaves waits for what is being stored."""
+_PATIENCE_S = 10.0
+"""How long a member that leaves waits for what is being stored: choosing another leader takes 4 to 10 s."""
+_LOOK_S = 1.0
+"""How soon it is looked whether it is to go on waiting."""
 _TIDY_S = 2.0
 """How long a journal stays untidy, for the next event to make it tidy: a successor repeats at most what this leaves."""
 _AT_ONCE = 64
@@ -188,19 +190,27 @@ class Pages:
                 break
         return outgoing
 
-    async def release(self, work_no: str, record: AgentRecord | None, insists: Callable[[], bool]) -> None:
+    async def release(
+        self,
+        work_no: str,
+        record: AgentRecord | None,
+        *,
+        insists: Callable[[], bool] = lambda: False,
+        waits: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Make an agent nobody's, when its last request is over and what it left is stored.
 
         Args:
             work_no: The agent.
             record: What it left; `None` for what is stored of it.
             insists: Says whether to go on where it is not known: nobody else can have it as long as we are a member.
+            waits: Says whether to wait all the same for what came last to be stored, but not for ever.
 
         Raises:
             ClusterUnavailableError: It is not known whether it is.
         """
         own = self._own[work_no]
-        await self._our_turn(own, insists)
+        await self._our_turn(own, insists, waits)
         try:
             if not own.ours:
                 return
@@ -212,14 +222,16 @@ class Pages:
             own.lock.release()
 
     @staticmethod
-    async def _our_turn(own: Own, insists: Callable[[], bool]) -> None:
+    async def _our_turn(own: Own, insists: Callable[[], bool], waits: Callable[[], bool]) -> None:
         """Wait for what is being appended to a journal: without a quorum that takes long."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + _PATIENCE_S
         while True:
             try:
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(_LOOK_S):
                     await own.lock.acquire()
             except TimeoutError:
-                if not insists():
+                if not insists() and not (waits() and loop.time() < ends_at):
                     raise ClusterUnavailableError("what came last is not stored yet") from None
             else:
                 return
@@ -330,7 +342,7 @@ class Pages:
         message_id, events = new_id(), sum(message.retain for message in change.outgoing)
         keep = partial(self._engine.append_late, agent.work_no, data, message_id)
         await self._quorum.ask(keep, events, f"agent {agent.work_no}")
-        await self._engine.tell("late", agent.work_no.encode())
+        await self._engine.talk.tell("late", agent.work_no.encode())
 
     def published(self, own: Own) -> None:
         """Take note that nothing of an agent waits to be published."""

@@ -67,7 +67,7 @@ class FleetRequests:
     async def serve(self) -> None:
         """Begin to answer for this member."""
         for name, request in self._requests.items():
-            await self._engine.serve(name, partial(self._answer, request))
+            await self._engine.talk.serve(name, partial(self._answer, request))
 
     async def _answer(self, request: Request, data: bytes) -> bytes:
         reason: str | None = None
@@ -89,7 +89,7 @@ class FleetRequests:
         def enough(answers: list[bytes]) -> bool:
             return members <= {answer.member for answer in map(_read, answers)}
 
-        answers = await self._engine.ask(name, msgspec.json.encode(question), enough, _ANSWER_S)
+        answers = await self._engine.talk.ask(name, msgspec.json.encode(question), enough, _ANSWER_S)
         given = sorted(map(_read, answers), key=lambda answer: answer.member)
         reasons = [f"member {answer.member}: {answer.reason}" for answer in given if answer.reason is not None]
         reasons += [f"member {name}: no answer" for name in sorted(members - {answer.member for answer in given})]

@@ -75,8 +75,8 @@ class Speaker:
 
     async def listen(self) -> None:
         """Begin to hear how the others are, and to tell how we are."""
-        await self._engine.listen("health", self._hear_health)
-        await self._engine.listen("report", self._hear_report)
+        await self._engine.talk.listen("health", self._hear_health)
+        await self._engine.talk.listen("report", self._hear_report)
 
     async def run(self) -> None:
         """Speak when it is our turn, until `close`."""
@@ -130,7 +130,7 @@ class Speaker:
         """Tell the other members how this one is."""
         with contextlib.suppress(StorageError):
             health = await self._stage.bridge.measure()
-            await self._engine.tell("health", msgspec.json.encode([self._membership.name, health]))
+            await self._engine.talk.tell("health", msgspec.json.encode([self._membership.name, health]))
 
     def _is_our_turn(self) -> bool:
         ours = self._membership.speaker == self._membership.name
@@ -181,7 +181,7 @@ class Speaker:
         loop = asyncio.get_running_loop()
         while True:
             members = set(self._membership.others)
-            await self._engine.tell("report", b"")
+            await self._engine.talk.tell("report", b"")
             await asyncio.sleep(_LOOK_S)
             self._show(connection)
             again_at = loop.time() + _REPORT_S

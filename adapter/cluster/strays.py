@@ -81,7 +81,7 @@ class Strays:
     async def run(self) -> None:
         """See to them, until cancelled."""
         for hint in ("released", "late"):
-            await self._engine.listen(hint, self._hear)
+            await self._engine.talk.listen(hint, self._hear)
         try:
             while True:
                 heed_cancellation()
@@ -163,8 +163,8 @@ class Strays:
         """Make an agent nobody's that is ours still: it came back, or something is in the way."""
         if self._journal.pages.owns(work_no):
             with contextlib.suppress(ClusterUnavailableError):
-                await self._journal.pages.release(work_no, None, lambda: False)
-            await self._engine.tell("released", work_no.encode())
+                await self._journal.pages.release(work_no, None)
+            await self._engine.talk.tell("released", work_no.encode())
 
 
 async def _insist(store: Callable[[], Awaitable[None]]) -> None:
