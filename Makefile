@@ -118,7 +118,7 @@ chaos-fleet: $(VENV)/.development programs ## four members, three NATS servers a
 	@scripts/need ip:iproute2 iptables:iptables nsenter:util-linux
 	$(BIN)/python -m bench.fleet $(ARGS)
 
-test-cluster: $(VENV)/.development programs ## the same in four minutes
+test-cluster: $(VENV)/.development programs ## the same in two and a half minutes
 	@scripts/need ip:iproute2 iptables:iptables nsenter:util-linux
 	$(BIN)/python -m bench.fleet --short --agents 200 --hold 2 $(ARGS)
 
