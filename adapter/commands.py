@@ -88,7 +88,7 @@ class Commands:
             return
         self._shared.counters.commands += 1
         # All unknown agents count as one, or a sender who makes up numbers could fill the memory.
-        target = work_no if work_no in self._pollers else "unknown agents"
+        target = work_no if self._knows(work_no) else "unknown agents"
         if not self._flood.admits(target):
             self._shared.counters.dropped_commands += 1
             acknowledge()
@@ -198,7 +198,12 @@ class Commands:
 
     def _check_agent(self, work_no: str) -> None:
         """Refuse what is for no agent of ours."""
-        self._poller(work_no)
+        if not self._knows(work_no):
+            raise CommandError("unknown agent")
+
+    def _knows(self, work_no: str) -> bool:
+        """Say whether there is such an agent."""
+        return work_no in self._pollers
 
     def _poller(self, work_no: str) -> Poller:
         poller = self._pollers.get(work_no)

@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapter.cluster.codec import Codec
 from adapter.cluster.fleet import SharedFleet
+from adapter.cluster.shares import shares
 from adapter.config import ClusterConfig
 from adapter.errors import ClusterConflictError, StartError
 from adapter.simulator import SimAgent, Simulator
@@ -88,6 +90,14 @@ async def test_each_agent_is_polled_by_one_member(tmp_path: Path, shared_broker:
         assert simulator.violations == []
 
 
+def shared_out(running: Sequence[Running], work_nos: Iterable[str]) -> bool:
+    """Say whether each member polls its share of the agents."""
+    owners = shares(work_nos, [member.app._config.instance for member in running])
+    return polled_by(running) == [
+        {work_no for work_no, owner in owners.items() if owner == member.app._config.instance} for member in running
+    ]
+
+
 def events(peer: Peer) -> Counter[str]:
     """Count the events by agent."""
     return Counter(message.topic.split("/")[1] for message in list(peer.messages) if message.topic.endswith("/events"))
@@ -142,7 +152,7 @@ async def test_commands_reach_whoever_has_the_agent(tmp_path: Path, shared_broke
         work_nos = [agent.work_no for agent in simulator.agents]
         with Peer(shared_broker, ["agents/#"]) as peer:
             async with members(paths) as running:
-                await until(lambda: Counter([*polled_by(running)[0], *polled_by(running)[1]]) == Counter(work_nos))
+                await until(lambda: shared_out(running, work_nos))
                 await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"online"))
                 for work_no in work_nos:
                     await peer.publish(f"agents/{work_no}/calldata/set", b'{"calldata": "customer", "id": "one"}')
@@ -161,6 +171,23 @@ async def test_commands_reach_whoever_has_the_agent(tmp_path: Path, shared_broke
         assert len(set(results[work_nos[0]])) == 1  # the first result, to the byte
         sent = {work_no: [poll.calldata for poll in simulator.polls(work_no) if poll.calldata] for work_no in work_nos}
         assert sent == {work_no: ["customer"] for work_no in work_nos}
+
+
+async def test_commands_are_counted_by_agent_whoever_has_it(tmp_path: Path, shared_broker: Broker) -> None:
+    """C5 in a fleet: agents that other members have do not share one agent's 20 commands a second."""
+    async with servers(tmp_path) as nats, simulated() as simulator:
+        paths = [configure(tmp_path, simulator, shared_broker, nats, name) for name in ("a", "b")]
+        work_nos = [agent.work_no for agent in simulator.agents]
+        commands = [b'{"calldata": "customer", "id": "%d"}' % number for number in range(16)]
+        topics = [f"agents/{work_no}/calldata/set" for work_no in work_nos]
+        with Peer(shared_broker, ["agents/#"]) as peer:
+            async with members(paths) as running:
+                await until(lambda: shared_out(running, work_nos))
+                await peer.wait_for(partial(said, peer, "agents/bridge/availability", b"online"))
+                await asyncio.gather(*itertools.starmap(peer.publish, itertools.product(topics, commands)))
+                taken = [member.app._shared.counters for member in running]
+                await until(lambda: sum(each.commands for each in taken) == len(topics) * len(commands))
+                assert sum(each.dropped_commands for each in taken) == 0
 
 
 def said(peer: Peer, topic: str, payload: bytes) -> bool:

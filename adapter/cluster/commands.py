@@ -20,7 +20,7 @@ from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.journal import Journal
 from adapter.cluster.kept import command_key
 from adapter.commands import Commands
-from adapter.errors import ClusterError, CommandError
+from adapter.errors import ClusterError
 from adapter.intake import Flood
 from adapter.store.records import Change, CommandRecord
 
@@ -28,8 +28,6 @@ _log = logging.getLogger(__name__)
 
 _HINTS_S = (0.0, 1.0, 4.0, 15.0, 45.0)
 """When an owner is told of a command: at once, and again in case it was not there."""
-
-
 _HELD = 20_000
 """How many commands are known to be under way here: far more than can wait. Which have a result, the servers know."""
 
@@ -63,15 +61,14 @@ class SharedCommands(Commands):
             self._held.pop(command_key(command), None)
         await super().restore(pending)
 
-    def _check_agent(self, work_no: str) -> None:
-        if work_no not in self._fleet.configured:
-            raise CommandError("unknown agent")
+    def _knows(self, work_no: str) -> bool:
+        return work_no in self._fleet.configured
 
     def _hand_over(self, command: CommandRecord) -> Change:
         """Give a stored command to its agent, where that is ours; else tell its owner."""
         if command.work_no in self._pollers and self._journal.pages.owns(command.work_no):
             return self._obey(command)
-        if command.work_no not in self._fleet.configured:
+        if not self._knows(command.work_no):
             return super()._hand_over(command)
         loop = asyncio.get_running_loop()
         hint = f"{command.work_no} {command_key(command)}".encode()
