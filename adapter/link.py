@@ -8,8 +8,9 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import msgspec
 
@@ -148,49 +149,55 @@ class Link:
             else:
                 self._take(received, connection)
 
-        async with (
-            self._dialer.connect(
-                client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
-            ) as connection,
-            self._subscriber.over(connection) as subscribing,
-        ):
-            self._greet(connection)
-            self._counters.broker_connections += 1
-            self.connection = connection
-            self._standing.made()
-            for received in early:
-                self._take(received, connection)
-            if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
-                self._remembered = self._dialer.protocol
-                with contextlib.suppress(StorageFullError):
-                    await self._outbox.remember("protocol", self._remembered.encode())
-            _log.log(
-                logging.DEBUG if self._was_connected else logging.INFO,
-                "broker: connected, MQTT %s",
-                connection.protocol,
-            )
-            self._was_connected = True
-            self._connected()
-            self.settled.set()
-            ways = [
-                asyncio.create_task(self._publisher.run(connection), name="publisher"),
-                asyncio.create_task(self._mark.run(connection), name="mark"),
-                asyncio.create_task(connection.lost(), name="broker.lost"),
-                asyncio.create_task(self._leaving.wait(), name="broker.leaving"),
-                subscribing,
-            ]
+        async with self._dialer.connect(
+            client_id=self._config.client_id, on_message=take, will=self._available(b"offline")
+        ) as connection:
+            self._standing.made()  # before SUBSCRIBE: a rival with the same client id may be quicker
             try:
-                done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                async with self._subscriber.over(connection) as subscribing:
+                    await self._use(connection, subscribing, early)
             finally:
-                self.connection = None
-                for way in ways:
-                    way.cancel()
-                await asyncio.wait(ways)
                 self._standing.ended(hung_up=connection.hung_up and not self._publisher.denied)
-            errors = [error for way in done if (error := way.exception()) is not None]
-            if errors:
-                raise errors[0]
             await self._mark.leave_behind(connection)
+
+    async def _use(
+        self, connection: Connection, subscribing: asyncio.Task[NoReturn], early: Sequence[Received]
+    ) -> None:
+        """Use a connection until it is lost, or until `leave`."""
+        self._greet(connection)
+        self._counters.broker_connections += 1
+        self.connection = connection
+        for received in early:
+            self._take(received, connection)
+        if self._dialer.protocol is not None and self._dialer.protocol != self._remembered:
+            self._remembered = self._dialer.protocol
+            with contextlib.suppress(StorageFullError):
+                await self._outbox.remember("protocol", self._remembered.encode())
+        _log.log(
+            logging.DEBUG if self._was_connected else logging.INFO,
+            "broker: connected, MQTT %s",
+            connection.protocol,
+        )
+        self._was_connected = True
+        self._connected()
+        self.settled.set()
+        ways = [
+            asyncio.create_task(self._publisher.run(connection), name="publisher"),
+            asyncio.create_task(self._mark.run(connection), name="mark"),
+            asyncio.create_task(connection.lost(), name="broker.lost"),
+            asyncio.create_task(self._leaving.wait(), name="broker.leaving"),
+            subscribing,
+        ]
+        try:
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.connection = None
+            for way in ways:
+                way.cancel()
+            await asyncio.wait(ways)
+        errors = [error for way in done if (error := way.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     def _greet(self, connection: Connection) -> None:
         """Say `online`; the answer shows that the broker works, whatever it is."""
