@@ -269,3 +269,29 @@ def test_what_members_have_to_have_alike(config: Config) -> None:
 
     assert {content_of(each) for each in same} == {content_of(config)}
     assert len({content_of(each) for each in [config, *others]}) == 4
+
+
+async def test_who_leaves_takes_a_renewal_along_that_its_end_cut_off(tmp_path: Path, config: Config) -> None:
+    """Point 4: no lease stays of a member that has left, for others to wait for; the last one says `offline`."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        first = member(engine, config, "here")
+        await first.enlist()
+        there = await engine.member("a")
+        assert there is not None
+        await engine.enlist("a", there.value, replacing=there.revision)  # of which its answer was not waited for
+
+        await first.leave()
+
+        assert not await engine.anybody()
+
+
+async def test_who_leaves_leaves_the_next_of_its_name_alone(tmp_path: Path, config: Config) -> None:
+    """Point 2: a member that was struck out, and does not know it yet, ends no other one's lease."""
+    async with servers(tmp_path) as nats, engine_of(config_of(nats)) as engine:
+        first, second = member(engine, config, "here"), member(engine, config, "here")
+        await first.enlist()
+        await second.enlist()
+
+        await first.leave()
+
+        assert await engine.anybody()

@@ -364,12 +364,23 @@ class Membership:
     async def leave(self) -> None:
         """End the membership, when nothing is polled any more."""
         self.term.end()
-        if not self._revision:
-            return  # struck out, and no member again since
+        revision = self._revision  # 0 for who was struck out, and is no member again
         try:
-            await self._engine.strike(self.name, self._revision)
-        except (ClusterConflictError, ClusterUnavailableError) as error:
+            while revision:
+                revision = await self._strike_ourselves(revision)
+        except ClusterUnavailableError as error:
             _log.debug("cluster: leaving: %s", error)
+
+    async def _strike_ourselves(self, revision: int) -> int:
+        """Delete our lease; give the revision it has by now where a renewal came through that our end had cut off."""
+        try:
+            await self._engine.strike(self.name, revision)
+        except ClusterConflictError:
+            found = await self._engine.member(self.name)
+            entry = None if found is None else entry_of(found.value)
+            if found is not None and entry is not None and entry.term == self._entry.term:
+                return found.revision
+        return 0
 
 
 def _new_name() -> str:
