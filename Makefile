@@ -13,8 +13,8 @@ ASYNCAPI := build/asyncapi
 OBSERVABILITY := build/observability
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt --build-constraint constraints.txt
-# Tests wait for real programs most of the time, so that five at once suit two cores.
-PYTEST_FLAGS ?= -n 5
+# Tests wait for real programs most of the time, so that four at once suit two cores; some take a minute.
+PYTEST_FLAGS ?= -n 4 --dist worksteal
 ARGS ?=
 
 # Without a lock file, which would name a registry: the versions are in package.json.
