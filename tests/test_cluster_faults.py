@@ -135,14 +135,18 @@ async def test_a_hand_over_waits_for_a_quorum(tmp_path: Path, shared_broker: Bro
         work_nos = {agent.work_no for agent in simulator.agents}
         async with members(paths[:1]) as first:
             await until(lambda: polled_by(first)[0] == work_nos)
-            async with members(paths[1:]) as second:
-                fleet = first[0].app._fleet
-                assert isinstance(fleet, SharedFleet)
+            fleet = first[0].app._fleet
+            assert isinstance(fleet, SharedFleet)
+
+            async def interrupt() -> None:
                 await until(lambda: fleet._leaving)
                 await asyncio.gather(*(node.kill() for node in nats.nodes[1:]))
                 await asyncio.sleep(_AWAY_S)
                 await asyncio.gather(*(node.start() for node in nats.nodes[1:]))
 
+            interrupting = asyncio.create_task(interrupt())  # agents may have moved before the other has started
+            async with members(paths[1:]) as second:
+                await interrupting
                 await until(lambda: all(polled_by([*first, *second])))
                 await until(lambda: set.union(*polled_by([*first, *second])) == work_nos)
 
