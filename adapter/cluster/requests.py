@@ -3,7 +3,6 @@
 Rule of this file: what each answers alone is `adapter.bridge`'s and `adapter.operations`'; here answers are gathered.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,8 +16,6 @@ from adapter.cluster.fleet import SharedFleet
 from adapter.cluster.membership import Membership
 from adapter.errors import AdapterError, CommandError
 from adapter.payloads import AgentSnapshot
-
-_log = logging.getLogger(__name__)
 
 _ANSWER_S = 15.0
 """How long members may take: one that reads thousands of agents again needs seconds."""
